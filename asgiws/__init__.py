@@ -1,0 +1,56 @@
+"""asgiws: a pure-ASGI, WebSocket-first microframework."""
+
+from .app import App, Middleware
+from .connection import Connection
+from .errors import (
+    AsgiwsError,
+    ConfigurationError,
+    HTTPException,
+    MessageError,
+    ParameterError,
+    ProtocolError,
+    RouteError,
+    SignatureError,
+    WebSocketDisconnect,
+    WebSocketException,
+    WebSocketStateError,
+)
+from .http import HTMLResponse, JSONResponse, PlainTextResponse, Request, Response
+from .limits import Limits
+from .params import Body, Cookie, Header, Path, Query
+from .routing import Router
+from .states import WebSocketState
+from .websocket import WebSocket
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "AsgiwsError",
+    "Body",
+    "ConfigurationError",
+    "Connection",
+    "Cookie",
+    "HTMLResponse",
+    "HTTPException",
+    "Header",
+    "JSONResponse",
+    "Limits",
+    "MessageError",
+    "Middleware",
+    "ParameterError",
+    "Path",
+    "PlainTextResponse",
+    "ProtocolError",
+    "Query",
+    "Request",
+    "Response",
+    "RouteError",
+    "Router",
+    "SignatureError",
+    "WebSocket",
+    "WebSocketDisconnect",
+    "WebSocketException",
+    "WebSocketState",
+    "WebSocketStateError",
+]

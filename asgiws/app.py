@@ -1,0 +1,234 @@
+"""The App: routes, lifespan, middleware, origin check and exception handlers, put together. Glue only."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from .connection import Connection
+from .endpoints import Endpoint, fail, refusal
+from .errors import ConfigurationError, HTTPException, ProtocolError
+from .lifespan import Life
+from .limits import DEFAULT_LIMITS, Limits
+from .paths import Converter
+from .routing import Mount, Route, Router, route_path
+from .security import OriginPolicy
+from .types import ASGIApp, ExceptionHandler, Lifespan, Message, Receive, Scope, Send
+
+logger = logging.getLogger("asgiws")
+
+EH = TypeVar("EH", bound=ExceptionHandler)
+
+
+class Middleware:
+    """A class of ASGI middleware and its arguments: `Middleware(CORSMiddleware, allow_origins=["*"])`."""
+
+    __slots__ = ("args", "cls", "kwargs")
+
+    def __init__(self, cls: Callable[..., ASGIApp], *args: Any, **kwargs: Any) -> None:
+        self.cls = cls
+        self.args = args
+        self.kwargs = kwargs
+
+    def __iter__(self) -> Iterator[Any]:
+        """Class, args and kwargs, so that Starlette's `Middleware` serves as well."""
+        return iter((self.cls, self.args, self.kwargs))
+
+    def __repr__(self) -> str:
+        return f"Middleware({getattr(self.cls, '__name__', self.cls)})"
+
+
+class App(Router):
+    """An ASGI application.
+
+    Args:
+        lifespan: An async context manager around the service's life, called with the app. A mapping that it yields is
+            what every connection finds in `state`. Where a server sends no lifespan events (daphne, or a framework that
+            mounts the app), the first connection starts it.
+        middleware: ASGI middleware, the first the outermost; Starlette's `Middleware` objects are taken too.
+        exception_handlers: Functions `async (connection, exception)` by exception class or HTTP status. What one
+            returns answers a request, or a handshake that is not answered yet.
+        allowed_origins: Which origins may open a WebSocket: see `asgiws.security.OriginPolicy`. Left out, only pages of
+            the same host and port.
+        limits: What a connection may cost.
+        converters: Converters of path templates, by name.
+        debug: Reserved for checks that cost time.
+
+    Raises:
+        ConfigurationError: A setting cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifespan: Lifespan | None = None,
+        middleware: Iterable[Any] = (),
+        exception_handlers: Mapping[Any, ExceptionHandler] | None = None,
+        allowed_origins: Iterable[str] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        converters: Mapping[str, Converter[Any]] | None = None,
+        debug: bool = False,
+    ) -> None:
+        super().__init__(converters=converters)
+        self.limits = limits
+        self.debug = debug
+        self._origins = OriginPolicy(allowed_origins)
+        self._middleware: list[Any] = list(middleware)
+        self._handlers: dict[Any, ExceptionHandler] = {}
+        self._stack: ASGIApp | None = None
+        self._serving = False
+        self._life = Life(self, lifespan, self._mounted_lives)
+        for key, handler in (exception_handlers or {}).items():
+            self.exception_handler(key)(handler)
+
+    @classmethod
+    def __from_connection__(cls, connection: Connection) -> Any:
+        """The app, for a parameter annotated with `App`."""
+        return connection.app
+
+    def __repr__(self) -> str:
+        return f"<App of {len(self.routes)} routes>"
+
+    # Registration
+
+    def add_middleware(self, cls: Callable[..., ASGIApp], *args: Any, **kwargs: Any) -> None:
+        """Put an ASGI middleware around what is there: the last one added is the outermost.
+
+        Raises:
+            ConfigurationError: The app serves already.
+        """
+        if self._serving:
+            raise ConfigurationError("middleware is added before the app serves its first connection, not after")
+        self._middleware.insert(0, Middleware(cls, *args, **kwargs))
+
+    def exception_handler(self, key: type[Exception] | int) -> Callable[[EH], EH]:
+        """Register a handler for an exception class or an HTTP status, in place of what asgiws does.
+
+        Raises:
+            ConfigurationError: The key is neither.
+        """
+        is_class = isinstance(key, type) and issubclass(key, Exception)
+        if not is_class and (not isinstance(key, int) or isinstance(key, bool)):
+            raise ConfigurationError(f"an exception handler is for an exception class or an HTTP status, got {key!r}")
+
+        def register(handler: EH) -> EH:
+            self._handlers[key] = handler
+            return handler
+
+        return register
+
+    def handler_for(self, error: Exception) -> ExceptionHandler | None:
+        """The exception handler for an exception: by its HTTP status, else by its nearest class."""
+        if not self._handlers:
+            return None
+        if isinstance(error, HTTPException) and error.status_code in self._handlers:
+            return self._handlers[error.status_code]
+        for cls in type(error).__mro__:
+            if cls in self._handlers:
+                return self._handlers[cls]
+        return None
+
+    def _endpoint(self, route: Route | Mount) -> Endpoint:
+        return route.serve if isinstance(route, Mount) else route.endpoint()
+
+    # Serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the lifespan.
+
+        Raises:
+            ProtocolError: The scope is of a type that ASGI does not know.
+        """
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._life.serve(scope, receive, send)
+            return
+        if kind not in ("websocket", "http"):
+            raise ProtocolError(f"asgiws serves scopes of type 'websocket', 'http' and 'lifespan', got {kind!r}")
+        if self._life.given:
+            try:
+                scope = await self._life.enter(scope)
+            except Exception as error:  # noqa: BLE001 - whatever a lifespan raises
+                await fail(scope, receive, send, error, self)
+                return
+        if not self._serving:
+            self._build()
+        refused = self._origins.refused(scope) if kind == "websocket" else None
+        if refused is not None:
+            await self._forbid(refused)(scope, receive, send, {}, self)
+        elif self._stack is not None:
+            await self._stack(scope, receive, send)
+        else:
+            endpoint, params = self._find(scope)
+            await endpoint(scope, receive, send, params, self)
+
+    def _find(self, scope: Scope) -> tuple[Endpoint, dict[str, Any]]:
+        """What serves the scope, and the path parameters."""
+        path = route_path(scope)
+        if scope["type"] == "websocket":
+            found = self._tree.match("websocket", path)
+        else:
+            found = self._tree.match(scope["method"], path)
+            if found is None and scope["method"] == "HEAD":
+                found = self._tree.match("GET", path)
+        if found is not None:
+            (_, endpoint), params = found
+            if endpoint is not None:
+                return endpoint, params
+        methods = self._tree.kinds(path) - {"websocket"} if scope["type"] == "http" else None
+        if methods:
+            allow = methods | {"HEAD"} if "GET" in methods else methods
+            return refusal("http", HTTPException(405, headers={"allow": ", ".join(sorted(allow))})), {}
+        return refusal(scope["type"], HTTPException(404)), {}
+
+    @staticmethod
+    def _forbid(refused: tuple[str, str]) -> Endpoint:
+        origin, host = refused
+        logger.warning(
+            "refused a WebSocket from origin %r to host %r: name the origin in App(allowed_origins=[...]) to let it in",
+            origin, host,
+        )  # fmt: skip
+        return refusal("websocket", HTTPException(403, f"origin {origin!r} is not allowed"))
+
+    def _build(self) -> None:
+        """Put the middleware around the routes."""
+        self._serving = True
+        if not self._middleware:
+            return
+
+        async def innermost(scope: Scope, receive: Receive, send: Send) -> None:
+            endpoint, params = self._find(scope)
+            await endpoint(scope, receive, send, params, self)
+
+        stack: ASGIApp = innermost
+        for cls, args, kwargs in reversed(self._middleware):
+            stack = cls(stack, *args, **kwargs)
+        self._stack = _guarded(stack, self)
+
+    def _mounted_lives(self) -> list[Life]:
+        """The lives of the apps below this one; an app that is mounted twice lives once."""
+        apps = {id(route.app): route.app for route in self.routes if isinstance(route, Mount)}
+        return [app._life for app in apps.values() if isinstance(app, App)]  # noqa: SLF001 - of the same class
+
+    def lifespan_context(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """The app's lifespan, for who mounts it in another framework and runs it in the lifespan of that."""
+        return self._life.run()
+
+
+def _guarded(stack: ASGIApp, app: App) -> ASGIApp:
+    """A stack of middleware whose own exceptions end a connection as those of a handler do."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        last: str | None = None
+
+        async def watched(message: Message) -> None:
+            nonlocal last
+            last = message["type"]
+            await send(message)
+
+        try:
+            await stack(scope, receive, watched)
+        except Exception as error:  # noqa: BLE001 - whatever a middleware raises
+            await fail(scope, receive, send, error, app, last)
+
+    return guard

@@ -1,0 +1,354 @@
+"""From a handler to an ASGI endpoint: what happens at each end of a connection.
+
+| what happened | before accept | after accept |
+|---|---|---|
+| the handler returned | 403 denial | close 1000 |
+| `HTTPException` | denial with its status | close 4000 + status |
+| `WebSocketException` | close with its code | close with its code |
+| `ParameterError` | close 1008 | close 1008 |
+| `MessageError` | - | close 1003 or 1007 |
+| `WebSocketDisconnect` | a normal end | a normal end |
+| cancelled (the server stops) | close 1012 | close 1012 |
+| any other exception | 500 denial, logged, raised again | close 1011, logged, raised again |
+
+An exception handler of the app takes the place of any line. Every end is sent by asgiws, once: no two servers agree on
+what happens otherwise.
+"""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+
+from .errors import (
+    HTTPException,
+    MessageError,
+    ParameterError,
+    SignatureError,
+    WebSocketDisconnect,
+    WebSocketException,
+)
+from .http import ClientDisconnectError, JSONResponse, Request, error_response, to_response
+from .injection import Plan
+from .limits import Limits
+from .messages import encode
+from .states import Phase, WebSocketState
+from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
+from .websocket import WebSocket
+
+logger = logging.getLogger("asgiws")
+
+GOODBYE = 2.0
+"""Seconds that the last words to a client may take when the server stops."""
+CLEAN_UP = 5.0
+"""Seconds that the clean-up of a generator may take when its connection has ended."""
+
+
+class Host(Protocol):
+    """What an endpoint needs of the app that serves it."""
+
+    limits: Limits
+
+    def handler_for(self, error: Exception) -> ExceptionHandler | None:
+        """The app's own handler for this exception."""
+
+
+Endpoint = Callable[[Scope, Receive, Send, dict[str, Any], Any], Awaitable[None]]
+"""Serves one connection: scope, receive, send, path parameters, Host."""
+
+
+def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoint:
+    """The endpoint of a handler.
+
+    Args:
+        handler: What `check_handler` let through.
+        plan: Its plan.
+        kind: "websocket" or "http".
+        where: The route, the handler and its place, for logs.
+    """
+    if kind == "http":
+        return _http_endpoint(handler, plan, where)
+    return _websocket_endpoint(handler, plan, where)
+
+
+def check_handler(handler: Any, kind: str) -> None:
+    """Refuse what can be no handler.
+
+    Raises:
+        SignatureError: It is not async, or a generator on HTTP.
+    """
+    if not callable(handler):
+        raise SignatureError(f"a handler is an async function, got {handler!r}")
+    if inspect.isclass(handler):
+        raise SignatureError(f"a handler is an async function, got the class {handler.__name__}")
+    if _is_generator(handler):
+        if kind == "http":
+            raise SignatureError("a handler of HTTP cannot be a generator", "Return the whole result.")
+        return
+    call = getattr(handler, "__call__", None)  # noqa: B004 - the function behind a callable object
+    if not (inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)):
+        raise SignatureError(
+            "a handler must be async, got a plain function",
+            "Write `async def`; run blocking code with `await anyio.to_thread.run_sync(...)`.",
+        )
+
+
+def refusal(kind: str, error: HTTPException) -> Endpoint:
+    """An endpoint that answers with an error."""
+
+    async def refuse() -> None:
+        raise error
+
+    return endpoint_for(refuse, Plan((), None, needs_body=False), kind, "no route")
+
+
+async def fail(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    error: Exception,
+    host: Host,
+    last: str | None = None,
+) -> None:
+    """End a connection that failed outside of its endpoint, as its endpoint would.
+
+    Args:
+        scope: The ASGI scope.
+        receive: The server's.
+        send: The server's.
+        error: What was raised; it is raised again unless it has a meaning of its own.
+        host: The app.
+        last: The type of the last event that was sent; None if none was.
+    """
+    if last not in (None, "websocket.accept", "websocket.send"):
+        raise error
+    if scope["type"] == "http":
+        request = Request(scope, receive, app=host, limits=host.limits)
+        response, again = await _answer_to(request, error, host, "outside of the routes")
+        await response(scope, receive, send)
+    else:
+        phase = Phase.ASKED if last is None else Phase.OPEN
+        ws: WebSocket[Any, Any] = WebSocket(scope, receive, send, app=host, limits=host.limits, phase=phase)
+        again = await _failed(ws, error, host, "outside of the routes")
+    if again:
+        raise error
+
+
+def _is_generator(handler: Any) -> bool:
+    call = getattr(handler, "__call__", None)  # noqa: B004
+    return inspect.isasyncgenfunction(handler) or inspect.isasyncgenfunction(call)
+
+
+# WebSocket
+
+
+def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
+    decoder = plan.decoder
+    streams = _is_generator(handler)
+
+    async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host) -> None:
+        ws: WebSocket[Any, Any] = WebSocket(
+            scope, receive, send, app=host, path_params=params, limits=host.limits, decoder=decoder,
+        )  # fmt: skip
+        try:
+            if streams:
+                await _stream(ws, handler(**plan(ws)), reads=plan.takes_websocket)
+            else:
+                await handler(**plan(ws))
+        except Exception as error:
+            if await _failed(ws, error, host, where):
+                raise
+        except BaseException as error:
+            await _interrupted(ws, error)
+            raise
+        else:
+            await finish(ws)
+
+    return serve
+
+
+async def finish(ws: WebSocket[Any, Any]) -> None:
+    """End a connection whose handler is done."""
+    with contextlib.suppress(WebSocketDisconnect):
+        if ws.application_state is WebSocketState.CONNECTING:
+            await ws.send_denial_response(error_response(HTTPException(403)))
+        else:
+            await ws.close(1000)
+
+
+async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
+    """Say goodbye when the server stops the handler."""
+    cancelled = anyio.get_cancelled_exc_class()
+    found = error.subgroup(cancelled) is not None if isinstance(error, BaseExceptionGroup) else None
+    if found or isinstance(error, cancelled):
+        with anyio.move_on_after(GOODBYE, shield=True), contextlib.suppress(Exception):
+            await ws.close(1012, "the server stops")
+
+
+async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:
+    """End a connection whose handler raised; True if the exception must be raised again."""
+    cause = _cause(error)
+    if isinstance(cause, WebSocketDisconnect):
+        logger.debug("%s: connection %s ended: %s", where, ws.id, cause)
+        await finish(ws)
+        return False
+    own = host.handler_for(cause)
+    again = False
+    if own is not None:
+        try:
+            response = await own(ws, cause)
+            if callable(response) and ws.application_state is WebSocketState.CONNECTING:
+                await ws.send_denial_response(response)
+        except WebSocketDisconnect:
+            pass
+        except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
+            _log(where, ws.id, second)
+            cause = second
+            again = True
+    elif not isinstance(cause, HTTPException | WebSocketException | ParameterError | MessageError):
+        _log(where, ws.id, error)
+        again = True
+    with contextlib.suppress(WebSocketDisconnect):
+        await _end_by_table(ws, cause)
+    return again
+
+
+async def _end_by_table(ws: WebSocket[Any, Any], error: Exception) -> None:
+    unanswered = ws.application_state is WebSocketState.CONNECTING
+    match error:
+        case WebSocketException():
+            await ws.close(error.code, error.reason)
+        case ParameterError():
+            await ws.close(1008, str(error))
+        case MessageError():
+            await ws.close(error.code, str(error))
+        case HTTPException() if unanswered:
+            await ws.send_denial_response(error_response(error))
+        case HTTPException():
+            detail = error.detail if isinstance(error.detail, str) else encode(error.detail).decode()
+            await ws.close(4000 + error.status_code, detail)
+        case _ if unanswered:
+            await ws.send_denial_response(_internal_error(ws.id))
+        case _:
+            await ws.close(1011, "internal error")
+
+
+def _cause(error: Exception) -> Exception:
+    """What an exception group from the handler's own task group comes down to: the one thing that is no disconnect."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    leaves = _leaves(error)
+    others = [leaf for leaf in leaves if not isinstance(leaf, WebSocketDisconnect)]
+    if not others:
+        return leaves[0]
+    return others[0] if len(others) == 1 else error
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    leaves: list[Exception] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, ExceptionGroup) else [error]
+    return leaves
+
+
+def _log(where: str, connection: str, error: Exception) -> None:
+    logger.error("%s: connection %s failed", where, connection, exc_info=error)
+
+
+def _internal_error(connection: str) -> JSONResponse:
+    """What a client is told of an exception: its connection's name in the log, and nothing else."""
+    return JSONResponse({"detail": "Internal Server Error", "id": connection}, 500)
+
+
+# A stream: an async generator whose items are the messages
+
+
+async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, reads: bool) -> None:
+    """Accept, send each item, and stop the generator when the client leaves.
+
+    Args:
+        ws: The WebSocket.
+        items: The handler's generator.
+        reads: The handler has the WebSocket and may read from it; two cannot.
+    """
+    async with _closed_at_the_end(items):
+        await ws.accept()
+        if reads:
+            await _send_items(ws, items)
+            return
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                async for _ in ws:
+                    logger.debug("connection %s: dropped a message, a stream takes none", ws.id)
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            await _send_items(ws, items)
+            group.cancel_scope.cancel()
+
+
+async def _send_items(ws: WebSocket[Any, Any], items: AsyncIterator[Any]) -> None:
+    async for item in items:
+        if isinstance(item, str):
+            await ws.send_text(item)
+        elif isinstance(item, bytes | bytearray | memoryview):
+            await ws.send_bytes(item)
+        else:
+            await ws.send_json(item)
+
+
+@contextlib.asynccontextmanager
+async def _closed_at_the_end(items: AsyncGenerator[Any, None]) -> AsyncIterator[None]:
+    """Close the generator in this task whatever happens, with time for what its `finally` awaits."""
+    try:
+        yield
+    finally:
+        with anyio.move_on_after(CLEAN_UP, shield=True) as scope:
+            await items.aclose()
+        if scope.cancelled_caught:
+            logger.warning("the clean-up of %r took over %s s and was cut", items, CLEAN_UP)
+
+
+# HTTP
+
+
+def _http_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
+    async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host) -> None:
+        request = Request(scope, receive, app=host, path_params=params, limits=host.limits)
+        try:
+            if plan.needs_body:
+                await request.body()
+            response = to_response(await handler(**plan(request)))
+        except ClientDisconnectError:
+            return
+        except Exception as error:
+            response, again = await _answer_to(request, error, host, where)
+            await response(scope, receive, send)
+            if again:
+                raise
+        else:
+            await response(scope, receive, send)
+
+    return serve
+
+
+async def _answer_to(request: Request, error: Exception, host: Host, where: str) -> tuple[ASGIApp, bool]:
+    """The response to a request whose handler raised, and whether the exception must be raised again."""
+    cause = _cause(error)
+    own = host.handler_for(cause)
+    if own is not None:
+        try:
+            return to_response(await own(request, cause)), False
+        except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
+            _log(where, request.id, second)
+            return _internal_error(request.id), True
+    if isinstance(cause, HTTPException):
+        return error_response(cause), False
+    if isinstance(cause, ParameterError):
+        return JSONResponse({"detail": [problem.as_dict() for problem in cause.errors]}, 422), False
+    _log(where, request.id, error)
+    return _internal_error(request.id), True

@@ -1,0 +1,86 @@
+"""Markers that say where the value of a handler's parameter comes from.
+
+They stand in `Annotated[int, Query(ge=1)]` or as a default: `page: int = Query(1, ge=1)`. The functions are typed to
+return Any so that the second form type-checks whatever the parameter's own type is.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+REQUIRED: Any = ...
+"""The default that FastAPI's users write for "there is none": `Query(...)`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Marker:
+    """Where a value comes from, under which name, and what else is known of it.
+
+    Attributes:
+        place: `path`, `query`, `header`, `cookie` or `body`.
+        default: The value where the client sends none; `...` if it must send one.
+        default_factory: Called for the default instead.
+        alias: The name under which the client sends it, if it is not the parameter's.
+        convert_underscores: A header's name: `_` becomes `-`.
+        constraints: The arguments of the `msgspec.Meta` that is applied to the type.
+        title: For documentation.
+        description: For documentation.
+    """
+
+    place: str
+    default: Any = REQUIRED
+    default_factory: Callable[[], Any] | None = None
+    alias: str | None = None
+    convert_underscores: bool = True
+    constraints: dict[str, Any] = dataclasses.field(default_factory=dict)
+    title: str | None = None
+    description: str | None = None
+
+
+_CONSTRAINTS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+
+
+def _marker(place: str, default: Any, options: dict[str, Any]) -> Marker:
+    constraints = {key: options.pop(key) for key in _CONSTRAINTS if options.get(key) is not None}
+    known = {"default_factory", "alias", "title", "description", "convert_underscores"}
+    for key in options:
+        if key not in known and key not in _CONSTRAINTS:
+            raise TypeError(
+                f"{place.capitalize()}() has no option {key!r}. Known: {', '.join(sorted(known | set(_CONSTRAINTS)))}",
+            )
+    options = {key: value for key, value in options.items() if key in known}
+    return Marker(place, default, constraints=constraints, **options)
+
+
+def Path(default: Any = REQUIRED, **options: Any) -> Any:
+    """A value from the path; see `Query` for the options. A path value is always there: it has no default."""
+    return _marker("path", default, options)
+
+
+def Query(default: Any = REQUIRED, **options: Any) -> Any:
+    """A value from the query string; on a `msgspec.Struct`, the whole query string.
+
+    Args:
+        default: The value where the client sends none. Left out or `...`: it must send one.
+        options: `alias`, `default_factory`, `title`, `description`, and the constraints of `msgspec.Meta`:
+            `gt ge lt le multiple_of min_length max_length pattern`.
+
+    Raises:
+        TypeError: An option is unknown.
+    """
+    return _marker("query", default, options)
+
+
+def Header(default: Any = REQUIRED, **options: Any) -> Any:
+    """A value from a header; `_` in the name stands for `-`. See `Query` for the options."""
+    return _marker("header", default, options)
+
+
+def Cookie(default: Any = REQUIRED, **options: Any) -> Any:
+    """A value from a cookie; see `Query` for the options."""
+    return _marker("cookie", default, options)
+
+
+def Body(default: Any = REQUIRED, **options: Any) -> Any:
+    """The JSON body of an HTTP request, decoded into the annotated type; see `Query` for the options."""
+    return _marker("body", default, options)

@@ -1,0 +1,427 @@
+"""Path templates, converters, and the tree that matches a path against all of them in one walk.
+
+A template is `/rooms/<room>/messages/<number:int>`; braces mean the same. Each parameter fills one whole segment;
+`path` takes the rest of the path, slashes included, and so stands last.
+
+At every level of the tree a static segment beats a typed one (`int`, `float`, `uuid`, your own), which beats `str`,
+which beats `path`, which beats a mount. Typed converters at one place are tried in the order of their registration,
+`float` last. A converter that declines, or a branch that ends nowhere, means "try the next".
+"""
+
+import decimal
+import keyword
+import math
+import re
+import urllib.parse
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from .errors import RouteError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Converter(Generic[T]):
+    """Turns one segment of a path into a value and back. Write a subclass for a converter of your own.
+
+    `convert` raises ValueError for text that is not its own: the router then tries the next route. A class attribute
+    `regex`, where there is one, must match the whole segment before `convert` is asked. `produces` is the type that
+    `convert` gives, where it should be checked against the handler's annotation at registration.
+    """
+
+    regex: str | None = None
+    produces: Any = None
+
+    def convert(self, value: str) -> T:
+        """The value of the text. Raises ValueError to decline."""
+        raise NotImplementedError
+
+    def to_string(self, value: T) -> str:
+        """The text of the value, for `url_path_for`. Raises ValueError if it has none."""
+        return str(value)
+
+
+class StrConverter(Converter[str]):
+    """A segment as it is: no slash, not empty."""
+
+    produces = str
+
+    def convert(self, value: str) -> str:
+        """The text itself; declines the empty one."""
+        if not value:
+            raise ValueError("empty")
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The text itself."""
+        if not isinstance(value, str) or not value or "/" in value:
+            raise ValueError("expected text that is not empty and has no slash (use the converter 'path' for slashes)")
+        return value
+
+
+class PathConverter(Converter[str]):
+    """The rest of the path, slashes included; it may be empty."""
+
+    produces = str
+
+    def convert(self, value: str) -> str:
+        """The text itself."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The text itself."""
+        if not isinstance(value, str):
+            raise ValueError("expected text")  # noqa: TRY004 - the protocol of converters is ValueError
+        return value
+
+
+_DIGITS_AT_MOST = 4300  # what int() of every supported Python takes
+
+
+class IntConverter(Converter[int]):
+    """A whole number in ASCII digits, with or without a minus."""
+
+    produces = int
+
+    def convert(self, value: str) -> int:
+        """The number; declines what int() would take beyond digits (spaces, underscores, other scripts)."""
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_AT_MOST):
+            raise ValueError("not a whole number")
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        """The number in digits."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError("expected an int")  # noqa: TRY004
+        return int.__repr__(value)
+
+
+class FloatConverter(Converter[float]):
+    """A number in plain decimal notation: `3`, `-0.25`; no exponent, no `nan`, no `inf`."""
+
+    produces = float
+    _form = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
+
+    def convert(self, value: str) -> float:
+        """The number."""
+        if not self._form.fullmatch(value):
+            raise ValueError("not a number")
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError("out of range")
+        return number
+
+    def to_string(self, value: float) -> str:
+        """The number without an exponent, such that `convert` gives it back."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError("expected a finite float")
+        return format(decimal.Decimal(repr(value)), "f")
+
+
+class UUIDConverter(Converter[uuid.UUID]):
+    """A UUID in hex digits, with its hyphens or without (RFC 9562, 4)."""
+
+    produces = uuid.UUID
+    _form = re.compile(
+        r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}", re.IGNORECASE | re.ASCII
+    )
+
+    def convert(self, value: str) -> uuid.UUID:
+        """The UUID."""
+        if not self._form.fullmatch(value):
+            raise ValueError("not a UUID")
+        return uuid.UUID(value)
+
+    def to_string(self, value: uuid.UUID) -> str:
+        """The UUID with hyphens."""
+        if not isinstance(value, uuid.UUID):
+            raise ValueError("expected a UUID")  # noqa: TRY004
+        return str(value)
+
+
+STR, PATH, INT, FLOAT = StrConverter(), PathConverter(), IntConverter(), FloatConverter()
+CONVERTERS: Mapping[str, Converter[Any]] = {
+    "float": FLOAT,
+    "int": INT,
+    "path": PATH,
+    "str": STR,
+    "uuid": UUIDConverter(),
+}
+"""The converters that every router knows."""
+
+Segment = str | Converter[Any]
+
+
+class Template:
+    """A parsed path template.
+
+    Attributes:
+        text: As it was written.
+        segments: A str for a static segment, a converter for a parameter.
+        names: The names of the parameters, in order.
+    """
+
+    __slots__ = ("names", "segments", "text")
+
+    def __init__(self, text: str, segments: tuple[Segment, ...], names: tuple[str, ...]) -> None:
+        self.text = text
+        self.segments = segments
+        self.names = names
+
+    def under(self, prefix: "Template") -> "Template":
+        """The template below a prefix. Raises RouteError if both have a parameter of the same name."""
+        for name in self.names:
+            if name in prefix.names:
+                raise RouteError(
+                    f"the parameter {name!r} stands twice in {prefix.text + self.text!r}",
+                    "Give each its own name.",
+                )
+        return Template(prefix.text + self.text, prefix.segments + self.segments, prefix.names + self.names)
+
+    def match(self, path: str) -> dict[str, Any] | None:
+        """The parameters if this template, asked alone, matches a whole path; else None."""
+        parts = path.split("/")[1:]
+        takes_rest = bool(self.segments) and self.segments[-1] is PATH
+        if takes_rest and len(parts) >= len(self.segments):
+            last = len(self.segments) - 1
+            parts[last:] = ["/".join(parts[last:])]
+        if len(parts) != len(self.segments):
+            return None
+        values = []
+        for segment, part in zip(self.segments, parts, strict=True):
+            if isinstance(segment, str):
+                if segment != part:
+                    return None
+                continue
+            try:
+                values.append(_guarded(segment)(part))
+            except ValueError:
+                return None
+        return dict(zip(self.names, values, strict=True))
+
+    def converters(self) -> dict[str, Converter[Any]]:
+        """Each parameter's converter."""
+        found = (segment for segment in self.segments if not isinstance(segment, str))
+        return dict(zip(self.names, found, strict=True))
+
+    def build(self, params: Mapping[str, Any]) -> str:
+        """The path of these values, percent-encoded.
+
+        Raises:
+            RouteError: A parameter is missing, unknown or not of its converter.
+        """
+        if set(params) != set(self.names):
+            wanted = ", ".join(self.names) or "none"
+            raise RouteError(f"the parameters of {self.text!r} are {wanted}; got {', '.join(params) or 'none'}")
+        names = iter(self.names)
+        parts = []
+        for segment in self.segments:
+            if isinstance(segment, str):
+                parts.append(urllib.parse.quote(segment, safe=""))
+                continue
+            name = next(names)
+            try:
+                text = segment.to_string(params[name])
+            except (ValueError, TypeError) as error:
+                raise RouteError(f"{name}={params[name]!r} does not fit into {self.text!r}: {error}") from None
+            parts.append(urllib.parse.quote(text, safe="/" if segment is PATH else ""))
+        return "/" + "/".join(parts)
+
+
+_PARAMETER = re.compile(r"<([^<>{}/]*)>|\{([^<>{}/]*)\}")
+
+
+def parse_template(text: str, converters: Mapping[str, Converter[Any]] = CONVERTERS) -> Template:
+    """Parse a template.
+
+    Raises:
+        RouteError: The template cannot work; the text says what would.
+    """
+    if not text.startswith("/"):
+        raise RouteError(f"a path starts with '/', got {text!r}", f"Write {'/' + text!r}.")
+    segments: list[Segment] = []
+    names: list[str] = []
+    parts = text[1:].split("/")
+    for position, part in enumerate(parts):
+        if not re.search(r"[<>{}]", part):
+            segments.append(part)
+            continue
+        whole = _PARAMETER.fullmatch(part)
+        if whole is None:
+            raise _odd_segment(part, text)
+        name, converter = _parameter(whole[1] if whole[1] is not None else whole[2], text, converters)
+        if name in names:
+            raise RouteError(f"the parameter {name!r} stands twice in {text!r}", "Give each its own name.")
+        if converter is PATH and position != len(parts) - 1:
+            raise RouteError(
+                f"the parameter {name!r} in {text!r} takes the rest of the path and so must be the last",
+                "Use 'str' for one segment.",
+            )
+        names.append(name)
+        segments.append(converter)
+    return Template(text, tuple(segments), tuple(names))
+
+
+def _odd_segment(part: str, text: str) -> RouteError:
+    found = _PARAMETER.search(part)
+    if found is None:
+        return RouteError(f"the brackets of {part!r} in {text!r} do not pair", "Write '<name>' or '<name:converter>'.")
+    return RouteError(
+        f"the parameter {found[0]!r} in {text!r} must fill its whole segment, got {part!r}",
+        f"Write '/{found[0]}/' and take the text apart in the handler, or register a converter for the whole of it.",
+    )
+
+
+def _parameter(inside: str, text: str, converters: Mapping[str, Converter[Any]]) -> tuple[str, Converter[Any]]:
+    """The name and converter of `name:converter`."""
+    name, colon, kind = inside.partition(":")
+    kind = kind if colon else "str"
+    if kind not in converters:
+        known = ", ".join(sorted(converters))
+        swapped = name in converters and kind.isidentifier()
+        guess = f" Did you mean '<{kind}:{name}>'?" if swapped else did_you_mean(kind, converters)
+        raise RouteError(f"unknown converter {kind!r} in {text!r}", f"Known: {known}.{guess}")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise RouteError(
+            f"{name!r} in {text!r} is no name for a parameter",
+            "It must be a Python identifier, as it is passed to the handler by name.",
+        )
+    return name, converters[kind]
+
+
+Leaf = tuple[T, tuple[str, ...]]
+"""A value of the tree and the names of the parameters on the way to it."""
+
+
+class Node(Generic[T]):
+    """One level of the tree: where the next segment may lead."""
+
+    __slots__ = ("here", "mount", "rest", "static", "text", "typed")
+
+    def __init__(self) -> None:
+        self.static: dict[str, Node[T]] = {}
+        self.typed: list[tuple[Callable[[str], Any], Converter[Any], Node[T]]] = []
+        self.text: Node[T] | None = None
+        self.rest: dict[str, Leaf[T]] = {}
+        self.here: dict[str, Leaf[T]] = {}
+        self.mount: Leaf[T] | None = None
+
+
+class PathTree(Generic[T]):
+    """All templates of a router. A match is one walk down the segments of the path.
+
+    Each value stands under a template and a kind ("websocket", "GET", ...): a template that has no value of the kind
+    that is asked for is passed over like one that does not match.
+    """
+
+    __slots__ = ("_kinds", "_root")
+
+    def __init__(self) -> None:
+        self._root: Node[T] = Node()
+        self._kinds: set[str] = set()
+
+    def add(self, kind: str, template: Template, value: T) -> T | None:
+        """Put a value under a template; if one that could never be told apart is there, return that and add nothing."""
+        if template.segments[-1] is PATH:
+            slot = self._descend(template.segments[:-1]).rest
+        else:
+            slot = self._descend(template.segments).here
+        self._kinds.add(kind)
+        found = slot.setdefault(kind, (value, template.names))
+        return None if found[0] is value else found[0]
+
+    def add_mount(self, template: Template, value: T) -> T | None:
+        """Put a value under a template and all that lies below it, for every kind; else as `add`."""
+        segments = template.segments[:-1] if template.segments[-1] == "" else template.segments
+        node = self._descend(segments)
+        if node.mount is not None:
+            return node.mount[0]
+        node.mount = (value, template.names)
+        return None
+
+    def _descend(self, segments: tuple[Segment, ...]) -> Node[T]:
+        """The node of these segments, made where it is missing."""
+        node = self._root
+        for segment in segments:
+            if isinstance(segment, str):
+                node = node.static.setdefault(segment, Node())
+            elif segment is STR:
+                node.text = node.text or Node()
+                node = node.text
+            else:
+                node = self._typed(node, segment)
+        return node
+
+    @staticmethod
+    def _typed(node: Node[T], converter: Converter[Any]) -> Node[T]:
+        for _, known, child in node.typed:
+            if known is converter:
+                return child
+        child = Node()
+        node.typed.append((_guarded(converter), converter, child))
+        node.typed.sort(key=lambda entry: entry[1] is FLOAT)
+        return child
+
+    def match(self, kind: str, path: str) -> tuple[T, dict[str, Any]] | None:
+        """The value for a path that starts with "/", and the parameters from it; None if there is none."""
+        values: list[Any] = []
+        found = _walk(self._root, path.split("/"), 1, kind, values)
+        if found is None:
+            return None
+        value, names = found
+        return value, dict(zip(names, values, strict=True))
+
+    def kinds(self, path: str) -> set[str]:
+        """All kinds that were added and under which the path would match."""
+        return {kind for kind in self._kinds if self.match(kind, path) is not None}
+
+
+def _guarded(converter: Converter[Any]) -> Callable[[str], Any]:
+    """The converter's `convert`, behind its `regex` where it has one."""
+    convert = converter.convert
+    if getattr(converter, "regex", None) is None:
+        return convert
+    form = re.compile(str(converter.regex))
+
+    def checked(value: str) -> Any:
+        if not form.fullmatch(value):
+            raise ValueError("does not match")
+        return convert(value)
+
+    return checked
+
+
+def _walk(node: Node[T], segments: list[str], at: int, kind: str, values: list[Any]) -> Leaf[T] | None:
+    """The leaf for the segments from `at` on, the best first; `values` grows and shrinks with the way taken."""
+    if at == len(segments):
+        return node.here.get(kind) or node.mount
+    segment = segments[at]
+    child = node.static.get(segment)
+    if child is not None:
+        found = _walk(child, segments, at + 1, kind, values)
+        if found is not None:
+            return found
+    depth = len(values)
+    for convert, _, typed in node.typed:
+        try:
+            values.append(convert(segment))
+        except ValueError:
+            continue
+        found = _walk(typed, segments, at + 1, kind, values)
+        if found is not None:
+            return found
+        del values[depth:]
+    if node.text is not None and segment:
+        values.append(segment)
+        found = _walk(node.text, segments, at + 1, kind, values)
+        if found is not None:
+            return found
+        del values[depth:]
+    if node.rest:
+        rest = node.rest.get(kind)
+        if rest is not None:
+            values.append("/".join(segments[at:]))
+            return rest
+    return node.mount

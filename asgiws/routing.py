@@ -1,0 +1,313 @@
+"""Routers: what is registered where, and which of it serves a connection."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from .endpoints import Endpoint, check_handler, endpoint_for
+from .errors import RegistrationError, RouteError, did_you_mean, whereabouts
+from .injection import plan_for
+from .paths import CONVERTERS, Converter, PathTree, Template, parse_template
+from .types import ASGIApp, Handler, Receive, Scope, Send
+
+H = TypeVar("H", bound=Handler)
+
+_WITHOUT_BODY = frozenset({"GET", "HEAD"})
+
+
+def route_path(scope: Scope) -> str:
+    """The path to route on: without the root path, if that is there and ends at a segment's border.
+
+    uvicorn puts the root path before the path, other servers do not.
+    """
+    path: str = scope.get("path") or "/"
+    root = (scope.get("root_path") or "").rstrip("/")
+    if root and path.startswith(root):
+        rest = path[len(root) :]
+        if not rest:
+            return "/"
+        if rest[0] == "/":
+            return rest
+    return path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Route:
+    """One registered handler.
+
+    Attributes:
+        kind: "websocket" or "http".
+        methods: The HTTP methods; empty for a WebSocket.
+        template: The parsed path.
+        handler: What was registered.
+        name: For `url_path_for`.
+        where: The handler and its place in the source.
+    """
+
+    kind: str
+    methods: tuple[str, ...]
+    template: Template
+    handler: Handler
+    name: str
+    where: str
+
+    @property
+    def path(self) -> str:
+        """The path template, as it was written."""
+        return self.template.text
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the tree of paths knows the route under."""
+        return self.methods or ("websocket",)
+
+    def matches(self, scope: Scope) -> dict[str, Any] | None:
+        """The path parameters if the route, asked alone, takes this scope; else None."""
+        kind = "websocket" if scope["type"] == "websocket" else scope.get("method", "GET")
+        taken = kind in self.kinds or (kind == "HEAD" and "GET" in self.kinds)
+        return self.template.match(route_path(scope)) if taken else None
+
+    def endpoint(self) -> Endpoint:
+        """The route's handler as an endpoint; raises SignatureError if it cannot work."""
+        body = not self.methods or not _WITHOUT_BODY.issuperset(self.methods)
+        plan = plan_for(self.handler, self.kind, self.template.converters(), body=body)
+        label = " ".join((*self.methods, self.path)) if self.methods else f"websocket {self.path}"
+        return endpoint_for(self.handler, plan, self.kind, f"{label} ({self.where})")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """An ASGI application below a path.
+
+    Attributes:
+        template: The parsed path; it may have parameters.
+        app: The application.
+        name: For `url_path_for`, as `name:route`.
+    """
+
+    template: Template
+    app: ASGIApp
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The path template, as it was written."""
+        return self.template.text
+
+    def matches(self, scope: Scope) -> dict[str, Any] | None:
+        """The path parameters if the scope's path is the mount's or lies below it; else None."""
+        prefix, _ = self._split(route_path(scope))
+        return self.template.match(prefix or "/")
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Any) -> None:
+        """Hand the connection over, with the mount's path in `root_path` (ASGI, HTTP connection scope)."""
+        prefix, rest = self._split(route_path(scope))
+        root = (scope.get("root_path") or "").rstrip("/") + prefix
+        child = dict(scope)
+        child["root_path"] = root
+        child["path"] = root + rest
+        child["path_params"] = {**(scope.get("path_params") or {}), **params}
+        child.setdefault("app", host)
+        await self.app(child, receive, send)
+
+    def _split(self, path: str) -> tuple[str, str]:
+        """The part of the path that is the mount's, and what lies below it."""
+        parts = path.split("/")
+        depth = 1 if self.path == "/" else 1 + len(self.template.segments)
+        rest = parts[depth:]
+        return "/".join(parts[:depth]), "/" + "/".join(rest) if rest else ""
+
+
+class Router:
+    """A set of routes, to be included into an `App` or another router.
+
+    Args:
+        prefix: Goes before the path of every route.
+        converters: Converters of your own, by the name that templates use.
+
+    Raises:
+        RouteError: The prefix or a converter cannot work.
+    """
+
+    def __init__(self, prefix: str = "", *, converters: Mapping[str, Converter[Any]] | None = None) -> None:
+        self.converters: Mapping[str, Converter[Any]] = {**CONVERTERS, **(converters or {})}
+        for name, converter in self.converters.items():
+            if isinstance(converter, type) or not callable(getattr(converter, "convert", None)):
+                raise RouteError(
+                    f"converter {name!r} must be an object with a method convert(), got {converter!r}",
+                    f"Pass {converter.__name__}()."
+                    if isinstance(converter, type)
+                    else "Subclass asgiws.paths.Converter.",
+                )
+        self.routes: list[Route | Mount] = []
+        self._prefix = self._parse_prefix(prefix)
+        self._tree: PathTree[tuple[Any, Endpoint | None]] = PathTree()
+        self._included = False
+
+    # Registration
+
+    def websocket(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of WebSockets: an async function, or an async generator whose items are sent.
+
+        Args:
+            path: The path template.
+            name: For `url_path_for`; the handler's own name if left out.
+
+        Raises:
+            RouteError: The path cannot work.
+            SignatureError: The handler's parameters cannot be filled.
+        """
+        return self._registrar("websocket", (), path, name)
+
+    def route(self, path: str, *, methods: Iterable[str] = ("GET",), name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of HTTP requests; raises as `websocket`."""
+        return self._registrar("http", tuple(method.upper() for method in methods), path, name)
+
+    def get(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of GET, and of HEAD; raises as `websocket`."""
+        return self._registrar("http", ("GET",), path, name)
+
+    def post(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of POST; raises as `websocket`."""
+        return self._registrar("http", ("POST",), path, name)
+
+    def put(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of PUT; raises as `websocket`."""
+        return self._registrar("http", ("PUT",), path, name)
+
+    def patch(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of PATCH; raises as `websocket`."""
+        return self._registrar("http", ("PATCH",), path, name)
+
+    def delete(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Register a handler of DELETE; raises as `websocket`."""
+        return self._registrar("http", ("DELETE",), path, name)
+
+    def _registrar(self, kind: str, methods: tuple[str, ...], path: str, name: str | None) -> Callable[[H], H]:
+        if kind == "http" and not methods:
+            raise RouteError(f"the route {path!r} has no methods", "Name at least one, such as methods=['GET'].")
+        if not isinstance(path, str):
+            raise RouteError(
+                f"a route needs a path, got {path!r}", "Write @app.websocket('/path'), with the parentheses."
+            )
+
+        def register(handler: H) -> H:
+            where = whereabouts(handler)
+            try:
+                check_handler(handler, kind)
+                template = self._parse(path).under(self._prefix)
+                label = name or str(getattr(handler, "__name__", type(handler).__name__))
+                self._add(Route(kind, methods, template, handler, label, where))
+            except RegistrationError as error:
+                error.where = error.where or where
+                raise
+            return handler
+
+        return register
+
+    def include_router(self, router: "Router", prefix: str = "") -> None:
+        """Take over all routes and mounts of a router, below a prefix.
+
+        Raises:
+            RouteError: The prefix or a route cannot work here.
+        """
+        if not isinstance(router, Router) or callable(router):
+            raise RouteError(
+                f"include_router() takes a Router, got {router!r}",
+                "An App, or any other ASGI application, is mounted: mount('/path', app).",
+            )
+        if router is self:
+            raise RouteError("a router cannot include itself")
+        before = self._parse_prefix(prefix).under(self._prefix)
+        for route in router.routes:
+            moved = dataclasses.replace(route, template=route.template.under(before))
+            try:
+                self._add(moved)
+            except RegistrationError as error:
+                error.where = error.where or getattr(route, "where", "")
+                raise
+        router._included = True  # noqa: SLF001 - a router's own
+
+    def mount(self, path: str, app: ASGIApp, name: str = "") -> None:
+        """Hand all connections at a path and below it to an ASGI application.
+
+        Routes at or below the path come first. The application gets the path in `root_path`.
+
+        Raises:
+            RouteError: The path cannot work, or something is mounted there already.
+        """
+        if isinstance(app, Router) and not callable(app):
+            raise RouteError(f"a Router is no ASGI application, got one to mount at {path!r}", "Use include_router().")
+        if not callable(app):
+            raise RouteError(f"mount() takes an ASGI application, got {app!r} at {path!r}")
+        template = self._parse(path.rstrip("/") or "/").under(self._prefix)
+        if any(converter is CONVERTERS["path"] for converter in template.converters().values()):
+            raise RouteError(f"the mount {path!r} takes all below it anyway", "Leave the parameter of 'path' out.")
+        self._add(Mount(template, app, name))
+
+    def _parse(self, path: str) -> Template:
+        return parse_template(path, self.converters) if path else Template("", (), ())
+
+    def _parse_prefix(self, prefix: str) -> Template:
+        if prefix.endswith("/"):
+            raise RouteError(f"a prefix does not end with '/', got {prefix!r}", f"Write {prefix.rstrip('/')!r}.")
+        return self._parse(prefix)
+
+    def _add(self, route: Route | Mount) -> None:
+        """Take a route in; raises and changes nothing if it cannot work."""
+        if self._included:
+            raise RouteError(
+                f"the route {route.path!r} comes too late: its router is already included",
+                "Register every route of a router before you include it.",
+            )
+        endpoint = self._endpoint(route)
+        if isinstance(route, Mount):
+            taken = [self._tree.add_mount(route.template, (route, endpoint))]
+        else:
+            taken = [self._tree.add(kind, route.template, (route, endpoint)) for kind in route.kinds]
+        for other in taken:
+            if other is not None:
+                raise _conflict(route, other[0])
+        self.routes.append(route)
+
+    def _endpoint(self, route: Route | Mount) -> Endpoint | None:  # noqa: ARG002
+        """What serves the route; a router alone serves nothing."""
+        return None
+
+    # Look-up
+
+    def url_path_for(self, name: str, /, **params: Any) -> str:
+        """The path of a route, percent-encoded, without the root path.
+
+        Args:
+            name: The route's name; `mount:route` for one below a mount.
+            params: Its path parameters.
+
+        Raises:
+            RouteError: No route has the name, or the parameters do not fit.
+        """
+        routes = [route for route in self.routes if isinstance(route, Route) and route.name == name]
+        for route in routes:
+            if set(route.template.names) == set(params):
+                return route.template.build(params)
+        if routes:
+            return routes[0].template.build(params)
+        head, colon, tail = name.partition(":")
+        for mount in self.routes:
+            if colon and isinstance(mount, Mount) and mount.name == head and hasattr(mount.app, "url_path_for"):
+                own = {key: params.pop(key) for key in mount.template.names if key in params}
+                return mount.template.build(own).rstrip("/") + str(mount.app.url_path_for(tail, **params))
+        known = sorted({route.name for route in self.routes if route.name})
+        raise RouteError(
+            f"no route is named {name!r}", f"Known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
+        )
+
+
+def _conflict(route: Route | Mount, other: Route | Mount) -> RouteError:
+    if isinstance(route, Mount) or isinstance(other, Mount):
+        return RouteError(f"something is already mounted at {other.path!r}", "Give each mount its own path.")
+    return RouteError(
+        f"the route {route.path!r} can never be told apart from {other.path!r} of {other.where}",
+        "Give them different paths, methods or converters.",
+        route.where,
+    )

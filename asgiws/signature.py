@@ -1,0 +1,137 @@
+"""A handler's signature, taken apart: each parameter's name, type, default and marker."""
+
+import functools
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from .errors import SignatureError
+from .params import REQUIRED, Marker
+from .types import Handler
+
+EMPTY = inspect.Parameter.empty
+"""The annotation of a parameter that has none."""
+
+
+class Parameter(NamedTuple):
+    """One parameter of a handler, its annotation taken apart."""
+
+    name: str
+    type: Any
+    default: Any
+    marker: Marker | None
+
+    def wire_name(self) -> str:
+        """The name under which the client sends it."""
+        marker = self.marker
+        if marker is not None and marker.alias is not None:
+            return marker.alias
+        if marker is not None and marker.place == "header" and marker.convert_underscores:
+            return self.name.replace("_", "-")
+        return self.name
+
+    def default_value(self) -> Callable[[], Any] | None:
+        """A function that gives the default; None if there is none."""
+        if self.marker is not None and self.marker.default_factory is not None:
+            return self.marker.default_factory
+        default = self.default
+        if default is REQUIRED:
+            return None
+        if isinstance(default, list | set | dict):  # each connection gets its own
+            return default.copy
+        return lambda: default
+
+
+def parameters_of(handler: Handler) -> list[Parameter]:
+    """The parameters of a handler.
+
+    Raises:
+        SignatureError: One of them can never be filled, or an annotation is unknown.
+    """
+    target = handler.func if isinstance(handler, functools.partial) else handler
+    function = target if inspect.isroutine(target) or inspect.isclass(target) else type(target).__call__
+    hints = _hints(inspect.unwrap(function))
+    found = []
+    for parameter in inspect.signature(handler).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise SignatureError(
+                f"parameter {str(parameter).partition(':')[0]!r} cannot be filled by name",
+                "A handler has plain parameters: no *args, no **kwargs, no positional-only ones.",
+            )
+        found.append(_parameter(parameter.name, hints.get(parameter.name, EMPTY), parameter.default))
+    return found
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """The annotations, those written as strings evaluated where the function was defined."""
+    try:
+        return typing.get_type_hints(function, localns=_enclosing_locals(function), include_extras=True)
+    except NameError as error:
+        raise SignatureError(
+            f"the annotation {error.name!r} is unknown where the handler is defined",
+            "Import it at run time too: an import under TYPE_CHECKING is not enough for a handler.",
+        ) from None
+
+
+def _enclosing_locals(function: Any) -> Mapping[str, Any]:
+    """The names local to the function that is just now defining the handler, if one is."""
+    outer = getattr(function, "__qualname__", "").rpartition(".<locals>.")[0]
+    frame = sys._getframe() if outer else None  # noqa: SLF001 - inspect.currentframe() would say the same, or None
+    while frame is not None:
+        if frame.f_code.co_qualname == outer and frame.f_globals is getattr(function, "__globals__", None):
+            return frame.f_locals
+        frame = frame.f_back
+    return {}
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
+    annotation = _resolve_alias(annotation)
+    markers = []
+    if typing.get_origin(annotation) is Annotated:
+        base, *extras = typing.get_args(annotation)
+        markers = [extra for extra in extras if isinstance(extra, Marker)]
+        kept = tuple(extra for extra in extras if not isinstance(extra, Marker))
+        annotation = Annotated[(base, *kept)] if kept else base
+    if isinstance(default, Marker):
+        markers.append(default)
+        default = EMPTY
+    if len(markers) > 1:
+        raise SignatureError(f"parameter {name!r} has {len(markers)} markers", "One says where it comes from.")
+    marker = markers[0] if markers else None
+    if default is EMPTY:
+        default = marker.default if marker is not None else REQUIRED
+    if marker is not None and marker.constraints:
+        annotation = _constrained(annotation, marker.constraints, name)
+    return Parameter(name, annotation, default, marker)
+
+
+def _resolve_alias(annotation: Any) -> Any:
+    """What a `type X = ...` stands for (Python 3.12)."""
+    while type(annotation).__name__ == "TypeAliasType":
+        annotation = annotation.__value__
+    return annotation
+
+
+def _constrained(annotation: Any, constraints: dict[str, Any], name: str) -> Any:
+    """The annotation with constraints on it, or on what it is when it is not None."""
+    if annotation is EMPTY:
+        annotation = str
+    members = typing.get_args(annotation) if type(None) in typing.get_args(annotation) else ()
+    others = [member for member in members if member is not type(None)]
+    try:
+        if len(others) == 1:
+            return typing.Optional[Annotated[others[0], msgspec.Meta(**constraints)]]  # noqa: UP045
+        constrained = Annotated[annotation, msgspec.Meta(**constraints)]
+        msgspec.inspect.type_info(constrained)
+    except (TypeError, ValueError) as error:
+        raise SignatureError(f"the constraints of parameter {name!r} do not fit its type", f"{error}.") from None
+    return constrained
+
+
+def name_of(annotation: Any) -> str:
+    """What a type is called in an error."""
+    return str(getattr(annotation, "__name__", annotation))

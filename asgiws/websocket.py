@@ -1,0 +1,384 @@
+"""The WebSocket: messages in and out, on top of the session's raw events."""
+# ruff: noqa: SLF001 - the iterator below is a part of the WebSocket, and on its hot path
+
+import contextlib
+import logging
+import types
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
+
+from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
+from .http import collect_response
+from .limits import DEFAULT_LIMITS, Limits
+from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, text_of
+from .session import OPEN, Session
+from .states import Phase
+from .types import ASGIApp, Message, Receive, Scope, Send
+from .wire import header_pairs, is_token, sendable_bytes, sendable_text
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    In = TypeVar("In", default=Any)
+    Out = TypeVar("Out", default=Any)
+    T = TypeVar("T")
+else:
+    from typing import TypeVar
+
+    In = TypeVar("In")
+    Out = TypeVar("Out")
+    T = TypeVar("T")
+
+logger = logging.getLogger("asgiws")
+
+_is_ascii = str.isascii
+_ANYTHING = MessageDecoder(Any)
+_KEYS_OF_AN_EVENT = 2
+
+
+class WebSocket(Session, Generic[In, Out]):
+    """One WebSocket connection, from the handshake to its end.
+
+    `WebSocket[In, Out]` declares the messages: `async for` gives `In`, `send_json` takes `Out`. It works alone, inside
+    any ASGI framework: `WebSocket(scope, receive, send)`.
+
+    Args:
+        scope: The ASGI scope.
+        receive: The server's.
+        send: The server's.
+        app: What serves it.
+        path_params: The values from the path; left out, those in the scope.
+        limits: What it may cost.
+        decoder: For `In`; left out, `async for` gives str and bytes as they come.
+        phase: How far it is already.
+
+    Raises:
+        ProtocolError: The scope is none of a WebSocket.
+    """
+
+    __slots__ = ("_bad_messages", "_decoder", "_limits")
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        app: Any = None,
+        path_params: dict[str, Any] | None = None,
+        phase: Phase = Phase.OPENING,
+        limits: Limits = DEFAULT_LIMITS,
+        decoder: MessageDecoder | None = None,
+    ) -> None:
+        super().__init__(scope, receive, send, app=app, path_params=path_params, phase=phase)
+        self._decoder = decoder
+        self._limits = limits
+        self._bad_messages = 0
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, item: Any) -> types.GenericAlias:
+            declared = item if isinstance(item, tuple) else (item,)
+            if len(declared) > 2:  # noqa: PLR2004
+                raise TypeError(f"WebSocket[In, Out] takes two types, got {len(declared)}")
+            return types.GenericAlias(cls, (*declared, Any)[:2])
+
+    # What is known of it
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """The subprotocols that the client offers, without those that are no tokens (RFC 6455, 4.1)."""
+        return [name for name in self.scope.get("subprotocols") or () if is_token(name)]
+
+    # The handshake
+
+    async def accept(
+        self,
+        subprotocol: str | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[Any, Any]] | None = None,
+    ) -> None:
+        """Accept the handshake.
+
+        Args:
+            subprotocol: One of `subprotocols`.
+            headers: Sent with the answer where the server can (daphne and granian drop them).
+
+        Raises:
+            WebSocketDisconnect: The client left before.
+            WebSocketStateError: The handshake was answered before.
+            ProtocolError: The subprotocol was not offered, or a header cannot be sent.
+        """
+        event: dict[str, Any] = {"type": "websocket.accept"}
+        if subprotocol is not None:
+            event["subprotocol"] = self._offered(subprotocol)
+        if headers is not None:
+            event["headers"] = _accept_headers(headers)
+        await self._answer("websocket.accept", "accept", event)
+
+    async def send_denial_response(self, response: ASGIApp) -> None:
+        """Refuse the handshake with an HTTP response (the ASGI extension `websocket.http.response`).
+
+        Where the server lacks the extension, the handshake is closed: the client sees a plain 403.
+
+        Args:
+            response: A `Response` of asgiws, Starlette or any other ASGI application that answers.
+
+        Raises:
+            WebSocketDisconnect: The client left before.
+            WebSocketStateError: The handshake was answered before.
+            ProtocolError: The response did not send a status.
+        """
+        status, headers, body = await collect_response(response, self.scope)
+        if "websocket.http.response" not in (self.scope.get("extensions") or ()):
+            logger.info(
+                "%s %r is refused with %d, but the server cannot send it: the client sees a plain 403",
+                self.id, self.scope.get("path"), status,
+            )  # fmt: skip
+            await self.close(4000 + status, f"HTTP {status}")
+            return
+        # One body with its length: what every server takes (granian fails on more).
+        headers = [pair for pair in headers if pair[0] not in (b"content-length", b"transfer-encoding")]
+        headers.append((b"content-length", b"%d" % len(body)))
+        start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
+        end = {"type": "websocket.http.response.body", "body": body}
+        await self._answer("websocket.http.response", "refuse", start, end)
+        self._closing = ("you", status, "")
+
+    def _offered(self, subprotocol: Any) -> str:
+        if is_token(subprotocol) and subprotocol in self.subprotocols:
+            return str(subprotocol)
+        offered = ", ".join(map(repr, self.subprotocols)) or "none"
+        raise ProtocolError(f"accept a subprotocol that the client offered ({offered}) or None, got {subprotocol!r}")
+
+    # Receiving
+
+    async def receive(self) -> Message:
+        """The next raw ASGI event; after the end the `websocket.disconnect` again, with its code as an int.
+
+        Raises:
+            WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
+        """
+        if self._phase is Phase.OPENING:
+            await self._read_connect()
+            return {"type": "websocket.connect"}
+        try:
+            return await self._take()
+        except WebSocketDisconnect as gone:
+            return {"type": "websocket.disconnect", "code": gone.code, "reason": gone.reason}
+
+    async def receive_text(self) -> str:
+        """The next message, which must be text.
+
+        Raises:
+            WebSocketDisconnect: The peer has gone.
+            MessageError: The message is binary.
+            WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
+        """
+        return text_of(await self._take())
+
+    async def receive_bytes(self) -> bytes:
+        """The next message, which must be binary; raises as `receive_text`."""
+        return bytes_of(await self._take())
+
+    @overload
+    async def receive_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> T: ...
+
+    @overload
+    async def receive_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> Any: ...
+
+    async def receive_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> Any:
+        """The next message, decoded from JSON.
+
+        Args:
+            type: Any type that msgspec takes; left out, the `In` of `WebSocket[In, Out]`, or anything.
+            mode: "text" or "binary" to take only that; left out, both are taken.
+
+        Raises:
+            MessageError: It is no JSON, not of the type, or of the other mode.
+            WebSocketDisconnect: The peer has gone.
+            WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
+        """
+        decoder = self._decoder_of(type)
+        return decoder(await self._take(), mode)
+
+    def iter_text(self) -> AsyncIterator[str]:
+        """The messages as text until the connection ends; raises as `receive_text` but for the end."""
+        return _Iterator(self, None)
+
+    def iter_bytes(self) -> AsyncIterator[bytes]:
+        """The messages as bytes until the connection ends; raises as `receive_bytes` but for the end."""
+        return _Iterator(self, bytes_of)
+
+    @overload
+    def iter_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> AsyncIterator[T]: ...
+
+    @overload
+    def iter_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> AsyncIterator[Any]: ...
+
+    def iter_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> AsyncIterator[Any]:
+        """The messages, decoded from JSON, until the connection ends; raises as `receive_json` but for the end."""
+        decoder = self._decoder_of(type)
+        return _Iterator(self, decoder if mode is None else lambda event: decoder(event, mode))
+
+    def __aiter__(self) -> AsyncIterator[In]:
+        """The messages until the connection ends: `In` of `WebSocket[In, Out]`, else str and bytes as they come.
+
+        A message that is not of type `In` is answered with an error frame, and skipped.
+
+        Raises:
+            MessageError: `Limits.bad_messages` in a row did not decode; the WebSocket is closed with 1007.
+            WebSocketStateError: Not accepted yet, or another task is receiving.
+        """
+        if self._decoder is None:
+            return _Iterator(self, either_of)
+        return _Iterator(self, self._decoder, forgiving=True)
+
+    def _decoder_of(self, declared: Any) -> MessageDecoder:
+        if declared is not None:
+            return decoder_for(declared)
+        return self._decoder or _ANYTHING
+
+    async def _bad_message(self, error: MessageError) -> None:
+        """Tell the client what was wrong with its message; after too many in a row, close and raise."""
+        self._bad_messages += 1
+        frame = {"type": "error", "detail": error.detail if error.tag is None else f"{error.detail} in {error.tag!r}"}
+        if error.path is not None:
+            frame["path"] = error.path
+        with contextlib.suppress(WebSocketDisconnect, WebSocketStateError):  # the next receive tells
+            await self._deliver({"type": "websocket.send", "text": encode(frame).decode()})
+        if self._bad_messages >= self._limits.bad_messages:
+            await self.close(error.code, str(error))
+            raise error
+
+    # Sending
+
+    async def send(self, message: Message) -> None:
+        """Send a raw ASGI event: `websocket.accept`, `websocket.send` or `websocket.close`.
+
+        Raises:
+            ProtocolError: The event is none of these, or has not just one of `text` and `bytes`.
+        """
+        kind = message.get("type")
+        if kind == "websocket.send":
+            text = message.get("text")
+            if (text is None) is (message.get("bytes") is None):
+                raise ProtocolError("websocket.send carries either 'text' or 'bytes'")
+            await (self.send_bytes(message["bytes"]) if text is None else self.send_text(text))
+        elif kind == "websocket.accept":
+            await self.accept(message.get("subprotocol"), message.get("headers"))
+        elif kind == "websocket.close":
+            await self.close(message.get("code", 1000), message.get("reason"))
+        else:
+            raise ProtocolError(
+                f"an application sends websocket.accept, websocket.send or websocket.close, got {kind!r}; "
+                "to refuse a handshake with an HTTP status use send_denial_response()",
+            )
+
+    async def send_text(self, data: str) -> None:
+        """Send a text message.
+
+        It returns when the server has taken the message, which says nothing of its arrival.
+
+        Raises:
+            WebSocketDisconnect: The peer has gone.
+            WebSocketStateError: Not accepted yet, or closed by you.
+            ProtocolError: The text holds half a surrogate pair.
+        """
+        # `_deliver`, written out: this is the hottest path of all, and a call costs a tenth of it.
+        if not isinstance(data, str) or not data.isascii():
+            data = sendable_text(data)
+        if self._phase is not OPEN or self._sending:
+            await self._may_send()
+        self._sending = True
+        try:
+            await self._send({"type": "websocket.send", "text": data})
+        except Exception as error:
+            self._send_failed(error)
+            raise
+        finally:
+            if self._queue:
+                self._pass_turn()
+            else:
+                self._sending = False
+
+    def send_bytes(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
+        """Send a binary message; raises as `send_text`."""
+        return self._deliver({"type": "websocket.send", "bytes": sendable_bytes(data)})
+
+    def send_json(self, data: Out, mode: Literal["text", "binary"] = "text") -> Coroutine[Any, Any, None]:
+        """Send anything that msgspec encodes, as JSON; raises as `send_text`.
+
+        Args:
+            data: The message.
+            mode: Whether it goes as a text or a binary message.
+
+        Raises:
+            TypeError: msgspec cannot encode it.
+        """
+        if mode == "text":
+            return self._deliver({"type": "websocket.send", "text": encode(data).decode()})
+        return self._deliver({"type": "websocket.send", "bytes": encode(data)})
+
+
+class _Iterator(AsyncIterator[Any]):
+    """The messages of a WebSocket until its end. No generator: one that is left by `break` would need to be closed."""
+
+    __slots__ = ("_forgiving", "_pick", "_ws")
+
+    def __init__(self, ws: WebSocket[Any, Any], pick: Any, *, forgiving: bool = False) -> None:
+        self._ws = ws
+        self._pick = pick
+        self._forgiving = forgiving
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        ws = self._ws
+        while True:
+            # `_take`, written out, for the reason given at `send_text`.
+            if ws._phase is not OPEN or ws._reading:
+                self._may_receive()
+            ws._reading = True
+            try:
+                event = await ws._receive()
+            except Exception as error:
+                try:
+                    ws._receive_failed(error)
+                except WebSocketDisconnect:
+                    raise StopAsyncIteration from None
+                raise
+            finally:
+                ws._reading = False
+            if event["type"] != "websocket.receive":
+                try:
+                    ws._arrived(event)
+                except WebSocketDisconnect:
+                    raise StopAsyncIteration from None
+            pick = self._pick
+            if pick is None:
+                return event["text"] if len(event) == _KEYS_OF_AN_EVENT and "text" in event else text_of(event)
+            try:
+                message = pick(event)
+            except MessageError as error:
+                if not self._forgiving:
+                    raise
+                await ws._bad_message(error)
+            else:
+                ws._bad_messages = 0
+                return message
+
+    def _may_receive(self) -> None:
+        """Raise what stands against receiving: the end of the iteration where the connection has ended."""
+        ws = self._ws
+        if ws._closing is not None and not ws._reading:
+            raise StopAsyncIteration
+        ws._start_reading("receive")
+
+
+def _accept_headers(headers: Any) -> list[tuple[bytes, bytes]]:
+    pairs = header_pairs(headers)
+    for name, _ in pairs:
+        if name == b"sec-websocket-protocol":
+            raise ProtocolError("the header 'sec-websocket-protocol' is the server's: pass accept(subprotocol=...)")
+    return pairs
