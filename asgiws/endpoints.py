@@ -35,7 +35,7 @@ from .http import ClientDisconnectError, JSONResponse, Request, error_response, 
 from .injection import Plan
 from .limits import Limits
 from .messages import encode
-from .states import Phase, WebSocketState
+from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
 from .websocket import WebSocket
 
@@ -130,7 +130,7 @@ async def fail(
         response, again = await _answer_to(request, error, host, "outside of the routes")
         await response(scope, receive, send)
     else:
-        phase = Phase.ASKED if last is None else Phase.OPEN
+        phase = ASKED if last is None else OPEN
         ws: WebSocket[Any, Any] = WebSocket(scope, receive, send, app=host, limits=host.limits, phase=phase)
         again = await _failed(ws, error, host, "outside of the routes")
     if again:
@@ -172,11 +172,11 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
 
 async def finish(ws: WebSocket[Any, Any]) -> None:
     """End a connection whose handler is done."""
-    with contextlib.suppress(WebSocketDisconnect):
-        if ws.application_state is WebSocketState.CONNECTING:
+    if ws.application_state is CONNECTING:
+        with contextlib.suppress(WebSocketDisconnect):
             await ws.send_denial_response(error_response(HTTPException(403)))
-        else:
-            await ws.close(1000)
+    elif ws.application_state is not DISCONNECTED:
+        await ws.close(1000)
 
 
 async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
@@ -200,7 +200,7 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
     if own is not None:
         try:
             response = await own(ws, cause)
-            if callable(response) and ws.application_state is WebSocketState.CONNECTING:
+            if callable(response) and ws.application_state is CONNECTING:
                 await ws.send_denial_response(response)
         except WebSocketDisconnect:
             pass
@@ -217,7 +217,7 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
 
 
 async def _end_by_table(ws: WebSocket[Any, Any], error: Exception) -> None:
-    unanswered = ws.application_state is WebSocketState.CONNECTING
+    unanswered = ws.application_state is CONNECTING
     match error:
         case WebSocketException():
             await ws.close(error.code, error.reason)

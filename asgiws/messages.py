@@ -21,15 +21,20 @@ class MessageDecoder:
     Args:
         type: Any type that msgspec takes; a union of Structs must be tagged.
 
+    Attributes:
+        decode: msgspec's own function, for who handles its exceptions.
+        tag_field: The field that tells the messages of a union apart; None if there is none.
+        tags: Its valid values.
+
     Raises:
         TypeError: msgspec cannot decode into this type; the text is msgspec's own.
     """
 
-    __slots__ = ("_decode", "tag_field", "tags", "type")
+    __slots__ = ("decode", "tag_field", "tags", "type")
 
-    def __init__(self, type: Any) -> None:  # noqa: A002 - msgspec's own word for it
+    def __init__(self, type: Any) -> None:
         self.type = type
-        self._decode = msgspec.json.Decoder(type).decode
+        self.decode = msgspec.json.Decoder(type).decode
         self.tag_field, self.tags = _tags_of(type)
 
     def __call__(self, event: Message, mode: str | None = None) -> Any:
@@ -48,7 +53,7 @@ class MessageDecoder:
             if data is None:
                 raise wrong_kind(event, mode or "text")
         try:
-            return self._decode(data)
+            return self.decode(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._explain(error, data) from None
 
@@ -85,11 +90,11 @@ class MessageDecoder:
 
 
 @functools.lru_cache(maxsize=512)
-def _cached_decoder(type: Any) -> MessageDecoder:  # noqa: A002
+def _cached_decoder(type: Any) -> MessageDecoder:
     return MessageDecoder(type)
 
 
-def decoder_for(type: Any) -> MessageDecoder:  # noqa: A002
+def decoder_for(type: Any) -> MessageDecoder:
     """The decoder of a type, built once."""
     try:
         return _cached_decoder(type)
@@ -147,7 +152,7 @@ def lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _tags_of(type: Any) -> tuple[str | None, tuple[Any, ...]]:  # noqa: A002
+def _tags_of(type: Any) -> tuple[str | None, tuple[Any, ...]]:
     """The field that tells the messages of a union apart, and its valid values."""
     info = msgspec.inspect.type_info(type)
     members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)

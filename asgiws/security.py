@@ -79,10 +79,11 @@ class OriginPolicy:
 
         A handshake without `Origin` does not come from a browser and passes.
         """
-        origins = [value for name, value in scope.get("headers") or () if name.lower() == b"origin"]
+        headers = scope.get("headers") or ()
+        origins = [value for name, value in headers if len(name) == len(b"origin") and name.lower() == b"origin"]
         if not origins or self._any:
             return None
-        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
+        hosts = [value for name, value in headers if name.lower() == b"host"]
         origin = ", ".join(value.decode("latin-1") for value in origins)
         host = ", ".join(value.decode("latin-1") for value in hosts)
         allowed = len(origins) == 1 and self._allows(origin, host if len(hosts) == 1 else "")

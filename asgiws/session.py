@@ -1,10 +1,11 @@
 """The raw events of a WebSocket, under the table of its states.
 
-Three rules are not in the table:
+Four rules are not in the table:
 
 - After a disconnect the server's `receive()` is never called again (some servers block for ever): what it told is kept
   and told again.
 - One `receive()` and one `send()` of the server at a time: a second receiver is refused, a second sender waits.
+- `_receive` and `_send` are the server's own only while the WebSocket is open, so that the hot path need not ask.
 - An `OSError` from the server's `send()` or `receive()` is a disconnect with 1006. So is a `RuntimeError`, with which
   servers refuse an event that is out of order: as the table lets none of those through, it means that the server knows
   of an end that it has not told yet. Any other exception is somebody's bug, and let out.
@@ -20,11 +21,22 @@ import anyio
 from .codes import check_code, cut_reason
 from .connection import Connection
 from .errors import ProtocolError, WebSocketDisconnect, WebSocketStateError
-from .states import INCOMING, TRANSITIONS, Phase, WebSocketState
+from .states import ASKED, ENDED, INCOMING, OPEN, OPENING, REFUSED, Phase, WebSocketState
 from .types import Message, Receive, Scope, Send
 
-OPEN = Phase.OPEN
 logger = logging.getLogger("asgiws")
+
+
+class NotOpenError(Exception):
+    """What stands in for the server's functions while the WebSocket is not open; it never leaves this module."""
+
+
+async def _no_receive() -> Message:
+    raise NotOpenError
+
+
+async def _no_send(_: Message) -> None:
+    raise NotOpenError
 
 
 class Session(Connection):
@@ -42,7 +54,17 @@ class Session(Connection):
         ProtocolError: The scope is none of a WebSocket.
     """
 
-    __slots__ = ("_closing", "_phase", "_queue", "_reading", "_receive", "_send", "_sending")
+    __slots__ = (
+        "_closing",
+        "_phase",
+        "_queue",
+        "_reading",
+        "_receive",
+        "_send",
+        "_sending",
+        "_server_receive",
+        "_server_send",
+    )
 
     def __init__(
         self,
@@ -52,14 +74,14 @@ class Session(Connection):
         *,
         app: Any = None,
         path_params: dict[str, Any] | None = None,
-        phase: Phase = Phase.OPENING,
+        phase: Phase = OPENING,
     ) -> None:
         if scope["type"] != "websocket":
             raise ProtocolError(f"a WebSocket needs a scope of type 'websocket', got {scope['type']!r}")
         super().__init__(scope, app, path_params)
-        self._receive = receive
-        self._send = send
-        self._phase = phase
+        self._server_receive = receive
+        self._server_send = send
+        self._enter(phase)
         self._reading = False
         self._sending = False
         self._queue: collections.deque[anyio.Event] | None = None
@@ -76,13 +98,27 @@ class Session(Connection):
         """How far the application is."""
         return self._phase.application
 
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        if phase is OPEN:
+            self._receive, self._send = self._server_receive, self._server_send
+        else:
+            self._receive, self._send = _no_receive, _no_send
+
     def __repr__(self) -> str:
         """Path and phase, never the query string: it may hold a token."""
         return f"<WebSocket {self.scope.get('path', '')!r} {self._phase.name}>"
 
-    async def _answer(self, move: str, doing: str, *events: Message) -> None:
+    async def _answer(
+        self,
+        move: str,
+        doing: str,
+        *events: Message,
+        closing: tuple[str, int, str] | None = None,
+    ) -> None:
         """Answer the handshake; the client's `websocket.connect` is read first if it was not yet."""
-        await self._read_connect()
+        if self._phase is OPENING:
+            await self._read_connect()
         if self._sending:
             await self._turn()
         self._sending = True
@@ -90,23 +126,24 @@ class Session(Connection):
             after = self._check(move, doing)
             try:
                 for event in events:
-                    await self._send(event)
+                    await self._server_send(event)
             except Exception as error:
                 self._send_failed(error)
                 raise
             finally:
                 # A cancelled answer may have been sent: only a second one would be wrong for certain.
-                if self._phase is Phase.ASKED:
-                    self._phase = after
+                if self._phase is ASKED:
+                    self._closing = closing
+                    self._enter(after)
         finally:
             self._pass_turn()
 
     async def _read_connect(self) -> None:
-        if self._phase is not Phase.OPENING:
-            return
-        self._start_reading("connect")
+        if self._reading:
+            self._refuse_second("read the handshake")
+        self._reading = True
         try:
-            event = await self._receive()
+            event = await self._server_receive()
         except OSError as error:
             raise self._lost(error) from error
         finally:
@@ -117,7 +154,9 @@ class Session(Connection):
 
     async def _take(self) -> Message:
         """The next `websocket.receive` event."""
-        self._start_reading("receive")
+        if self._reading:
+            self._refuse_second("receive")
+        self._reading = True
         try:
             event = await self._receive()
         except Exception as error:
@@ -129,21 +168,13 @@ class Session(Connection):
             self._arrived(event)
         return event
 
-    def _start_reading(self, doing: str) -> None:
-        if self._reading:
-            raise WebSocketStateError(f"cannot {doing}: another task is already receiving on this WebSocket")
-        self._check("websocket.connect" if doing == "connect" else "websocket.receive", doing)
-        if self._phase is Phase.CLOSED:
-            self._refuse(doing)
-        self._reading = True
-
     def _arrived(self, event: Message) -> None:
         """Move on by an event of the server's that is no message; raise if it is the disconnect."""
         kind = event["type"]
-        after = TRANSITIONS[self._phase].get(kind)
+        after = self._phase.moves.get(kind)
         if after is None or kind not in INCOMING:
-            raise ProtocolError(f"the server sent {kind!r}, which ASGI does not allow while {self._phase.value[0]}")
-        self._phase = after
+            raise ProtocolError(f"the server sent {kind!r}, which ASGI does not allow while {self._phase.text}")
+        self._enter(after)
         if kind == "websocket.disconnect":
             code = event.get("code")
             self._closing = self._closing or (
@@ -154,7 +185,9 @@ class Session(Connection):
             raise WebSocketDisconnect(*self._closing[1:])
 
     def _receive_failed(self, error: Exception) -> None:
-        """Raise WebSocketDisconnect if that is what the server's exception means."""
+        """Raise what an exception from `_receive` means, if it is more than itself."""
+        if isinstance(error, NotOpenError):
+            self._refuse("receive")
         if isinstance(error, OSError | RuntimeError):
             raise self._lost(error) from error
 
@@ -174,33 +207,37 @@ class Session(Connection):
         problem = check_code(code)
         if problem:
             raise ProtocolError(problem)
-        reason = cut_reason(reason or "")
-        with contextlib.suppress(WebSocketDisconnect):
-            await self._read_connect()
+        reason = cut_reason(reason) if reason else ""
+        if self._phase is OPENING:
+            with contextlib.suppress(WebSocketDisconnect):
+                await self._read_connect()
         before = self._phase
-        self._phase = TRANSITIONS[before]["websocket.close"]
-        if before not in (Phase.ASKED, OPEN):
+        self._enter(before.moves["websocket.close"])
+        if before is not OPEN and before is not ASKED:
             return
-        kept, self._closing = self._closing, ("you", int(code), reason)
+        self._closing = ("you", int(code), reason)
         if self._sending:
             try:
                 await self._turn()
-            except BaseException:
-                self._phase, self._closing = before, kept
+            except BaseException:  # nothing was sent
+                self._closing = None
+                self._enter(before)
                 raise
         self._sending = True
         try:
-            await self._send({"type": "websocket.close", "code": self._code_for_server(int(code)), "reason": reason})
+            await self._server_send(
+                {"type": "websocket.close", "code": self._code_for_server(int(code)), "reason": reason}
+            )
         except Exception as error:  # noqa: BLE001 - a close that cannot be sent is an end all the same
             logger.debug("%s %r: the close could not be sent: %r", self.id, self.scope.get("path"), error)
-            self._phase = Phase.ENDED
+            self._enter(ENDED)
         finally:
             self._pass_turn()
 
     async def _deliver(self, event: Message) -> None:
         """Send a `websocket.send` event."""
-        if self._phase is not OPEN or self._sending:
-            await self._may_send()
+        if self._sending:
+            await self._turn()
         self._sending = True
         try:
             await self._send(event)
@@ -209,16 +246,6 @@ class Session(Connection):
             raise
         finally:
             self._pass_turn()
-
-    async def _may_send(self) -> None:
-        self._check("websocket.send", "send")
-        if self._sending:
-            await self._turn()
-            try:
-                self._check("websocket.send", "send")
-            except BaseException:
-                self._pass_turn()
-                raise
 
     async def _turn(self) -> None:
         """Wait until the sends before this one are done, first come first served."""
@@ -242,7 +269,9 @@ class Session(Connection):
             self._sending = False
 
     def _send_failed(self, error: Exception) -> None:
-        """Raise WebSocketDisconnect if that is what the server's exception means."""
+        """Raise what an exception from `_send` means, if it is more than itself."""
+        if isinstance(error, NotOpenError):
+            self._refuse("send")
         if isinstance(error, OSError | RuntimeError):
             raise self._lost(error) from error
 
@@ -250,7 +279,7 @@ class Session(Connection):
 
     def _check(self, move: str, doing: str) -> Phase:
         """The phase after a move; raises and changes nothing if the table has none."""
-        after = TRANSITIONS[self._phase].get(move)
+        after = self._phase.moves.get(move)
         if after is None:
             self._refuse(doing)
         return after
@@ -260,12 +289,17 @@ class Session(Connection):
         if self._closing is not None:
             by, code, reason = self._closing
             if by != "you":
-                raise WebSocketDisconnect(code, reason)
-            how = "closed" if self._phase is not Phase.REFUSED else "refused"
-            raise WebSocketStateError(f"cannot {doing}: this WebSocket is {how} (you {how} it with {code})")
-        if self._phase in (Phase.OPENING, Phase.ASKED):
-            raise WebSocketStateError(f"cannot {doing}: this WebSocket is not accepted yet; call accept() first")
-        raise WebSocketStateError(f"cannot {doing}: this WebSocket is already accepted; close() ends it")
+                raise WebSocketDisconnect(code, reason) from None
+            how = "refused" if self._phase is REFUSED else "closed"
+            raise WebSocketStateError(f"cannot {doing}: this WebSocket is {how} (you {how} it with {code})") from None
+        if self._phase is OPEN:
+            raise WebSocketStateError(f"cannot {doing}: this WebSocket is already accepted; close() ends it")
+        raise WebSocketStateError(
+            f"cannot {doing}: this WebSocket is not accepted yet; call `await ws.accept()` first",
+        ) from None
+
+    def _refuse_second(self, doing: str) -> Never:
+        raise WebSocketStateError(f"cannot {doing}: another task is already receiving on this WebSocket")
 
     def _lost(self, error: Exception) -> WebSocketDisconnect:
         """Note that the connection broke."""
@@ -273,14 +307,16 @@ class Session(Connection):
             logger.info(
                 "%s %r: the server says that the connection is over: %r", self.id, self.scope.get("path"), error
             )
-        self._phase = TRANSITIONS[self._phase].get("websocket.disconnect", self._phase)
+        self._enter(self._phase.moves.get("websocket.disconnect", self._phase))
         self._closing = self._closing or ("the peer", 1006, "")
         return WebSocketDisconnect(*self._closing[1:])
 
     def _code_for_server(self, code: int) -> int:
         """The code as this server can send it. daphne, known by its scope, raises on 1001 to 2999."""
+        if code == 1000 or code >= 3000:  # noqa: PLR2004
+            return code
         scope = self.scope
         asgi = scope.get("asgi")
         if asgi and "spec_version" not in asgi and "extensions" not in scope and isinstance(scope.get("client"), list):
-            return code if code == 1000 or code >= 3000 else code + 3000  # noqa: PLR2004
+            return code + 3000
         return code

@@ -18,55 +18,62 @@ class WebSocketState(enum.Enum):
     DISCONNECTED = 3
 
 
-_CONNECTING, _CONNECTED, _DISCONNECTED = WebSocketState
+CONNECTING, CONNECTED, DISCONNECTED = WebSocketState
 
 
 class Phase(enum.Enum):
     """How far both sides are: the rows of the table."""
 
-    OPENING = ("nothing has been read", _CONNECTING, _CONNECTING)
-    ASKED = ("the handshake waits for its answer", _CONNECTED, _CONNECTING)
-    OPEN = ("accepted", _CONNECTED, _CONNECTED)
-    REFUSED = ("the application refused the handshake", _CONNECTED, _DISCONNECTED)
-    CLOSED = ("the application closed", _CONNECTED, _DISCONNECTED)
-    LEFT_EARLY = ("the client left before the answer", _DISCONNECTED, _CONNECTING)
-    LEFT = ("the client left", _DISCONNECTED, _CONNECTED)
-    ENDED = ("both sides are done", _DISCONNECTED, _DISCONNECTED)
+    OPENING = ("nothing has been read", CONNECTING, CONNECTING)
+    ASKED = ("the handshake waits for its answer", CONNECTED, CONNECTING)
+    OPEN = ("accepted", CONNECTED, CONNECTED)
+    REFUSED = ("the application refused the handshake", CONNECTED, DISCONNECTED)
+    CLOSED = ("the application closed", CONNECTED, DISCONNECTED)
+    LEFT_EARLY = ("the client left before the answer", DISCONNECTED, CONNECTING)
+    LEFT = ("the client left", DISCONNECTED, CONNECTED)
+    ENDED = ("both sides are done", DISCONNECTED, DISCONNECTED)
 
-    def __init__(self, _: str, client: WebSocketState, application: WebSocketState) -> None:
+    def __init__(self, text: str, client: WebSocketState, application: WebSocketState) -> None:
+        self.text = text
         self.client = client
         self.application = application
+        self.moves: Mapping[str, Phase] = {}
 
+
+OPENING, ASKED, OPEN, REFUSED, CLOSED, LEFT_EARLY, LEFT, ENDED = Phase
 
 TRANSITIONS: Mapping[Phase, Mapping[str, Phase]] = {
-    Phase.OPENING: {
-        "websocket.connect": Phase.ASKED,
-        "websocket.disconnect": Phase.LEFT_EARLY,
+    OPENING: {
+        "websocket.connect": ASKED,
+        "websocket.disconnect": LEFT_EARLY,
     },
-    Phase.ASKED: {
-        "websocket.accept": Phase.OPEN,
-        "websocket.close": Phase.REFUSED,
-        "websocket.http.response": Phase.REFUSED,
-        "websocket.disconnect": Phase.LEFT_EARLY,
+    ASKED: {
+        "websocket.accept": OPEN,
+        "websocket.close": REFUSED,
+        "websocket.http.response": REFUSED,
+        "websocket.disconnect": LEFT_EARLY,
     },
-    Phase.OPEN: {
-        "websocket.receive": Phase.OPEN,
-        "websocket.send": Phase.OPEN,
-        "websocket.close": Phase.CLOSED,
-        "websocket.disconnect": Phase.LEFT,
+    OPEN: {
+        "websocket.receive": OPEN,
+        "websocket.send": OPEN,
+        "websocket.close": CLOSED,
+        "websocket.disconnect": LEFT,
     },
     # A receive() that was pending when the application closed may still bring a message, then the disconnect.
-    Phase.REFUSED: {"websocket.close": Phase.REFUSED, "websocket.disconnect": Phase.ENDED},
-    Phase.CLOSED: {
-        "websocket.receive": Phase.CLOSED,
-        "websocket.close": Phase.CLOSED,
-        "websocket.disconnect": Phase.ENDED,
+    REFUSED: {"websocket.close": REFUSED, "websocket.disconnect": ENDED},
+    CLOSED: {
+        "websocket.receive": CLOSED,
+        "websocket.close": CLOSED,
+        "websocket.disconnect": ENDED,
     },
     # close() after the end is a no-op, on the wire and here.
-    Phase.LEFT_EARLY: {"websocket.close": Phase.ENDED},
-    Phase.LEFT: {"websocket.close": Phase.ENDED},
-    Phase.ENDED: {"websocket.close": Phase.ENDED},
+    LEFT_EARLY: {"websocket.close": ENDED},
+    LEFT: {"websocket.close": ENDED},
+    ENDED: {"websocket.close": ENDED},
 }
+
+for _phase, _moves in TRANSITIONS.items():
+    _phase.moves = _moves  # hashing a member of an Enum is slow, an attribute is not
 
 INCOMING = frozenset({"websocket.connect", "websocket.receive", "websocket.disconnect"})
 """The events that a server may hand in."""

@@ -5,14 +5,14 @@ import contextlib
 import logging
 import types
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, Self, overload
 
 from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
 from .limits import DEFAULT_LIMITS, Limits
 from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, text_of
-from .session import OPEN, Session
-from .states import Phase
+from .session import Session
+from .states import OPENING, Phase
 from .types import ASGIApp, Message, Receive, Scope, Send
 from .wire import header_pairs, is_token, sendable_bytes, sendable_text
 
@@ -31,9 +31,8 @@ else:
 
 logger = logging.getLogger("asgiws")
 
-_is_ascii = str.isascii
 _ANYTHING = MessageDecoder(Any)
-_KEYS_OF_AN_EVENT = 2
+_KEYS_OF_A_MESSAGE = 2
 
 
 class WebSocket(Session, Generic[In, Out]):
@@ -66,7 +65,7 @@ class WebSocket(Session, Generic[In, Out]):
         *,
         app: Any = None,
         path_params: dict[str, Any] | None = None,
-        phase: Phase = Phase.OPENING,
+        phase: Phase = OPENING,
         limits: Limits = DEFAULT_LIMITS,
         decoder: MessageDecoder | None = None,
     ) -> None:
@@ -141,8 +140,7 @@ class WebSocket(Session, Generic[In, Out]):
         headers.append((b"content-length", b"%d" % len(body)))
         start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
         end = {"type": "websocket.http.response.body", "body": body}
-        await self._answer("websocket.http.response", "refuse", start, end)
-        self._closing = ("you", status, "")
+        await self._answer("websocket.http.response", "refuse", start, end, closing=("you", status, ""))
 
     def _offered(self, subprotocol: Any) -> str:
         if is_token(subprotocol) and subprotocol in self.subprotocols:
@@ -158,7 +156,7 @@ class WebSocket(Session, Generic[In, Out]):
         Raises:
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
-        if self._phase is Phase.OPENING:
+        if self._phase is OPENING:
             await self._read_connect()
             return {"type": "websocket.connect"}
         try:
@@ -203,11 +201,11 @@ class WebSocket(Session, Generic[In, Out]):
 
     def iter_text(self) -> AsyncIterator[str]:
         """The messages as text until the connection ends; raises as `receive_text` but for the end."""
-        return _Iterator(self, None)
+        return _Iterator(self, None, text_of)
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """The messages as bytes until the connection ends; raises as `receive_bytes` but for the end."""
-        return _Iterator(self, bytes_of)
+        return _Iterator(self, _refuse_text, bytes_of)
 
     @overload
     def iter_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> AsyncIterator[T]: ...
@@ -218,7 +216,9 @@ class WebSocket(Session, Generic[In, Out]):
     def iter_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> AsyncIterator[Any]:
         """The messages, decoded from JSON, until the connection ends; raises as `receive_json` but for the end."""
         decoder = self._decoder_of(type)
-        return _Iterator(self, decoder if mode is None else lambda event: decoder(event, mode))
+        if mode == "binary":
+            return _Iterator(self, _refuse_text, lambda event: decoder(event, mode))
+        return _Iterator(self, decoder.decode, decoder if mode is None else lambda event: decoder(event, mode))
 
     def __aiter__(self) -> AsyncIterator[In]:
         """The messages until the connection ends: `In` of `WebSocket[In, Out]`, else str and bytes as they come.
@@ -230,8 +230,8 @@ class WebSocket(Session, Generic[In, Out]):
             WebSocketStateError: Not accepted yet, or another task is receiving.
         """
         if self._decoder is None:
-            return _Iterator(self, either_of)
-        return _Iterator(self, self._decoder, forgiving=True)
+            return _Iterator(self, None, either_of)
+        return _Iterator(self, self._decoder.decode, self._decoder, forgiving=True)
 
     def _decoder_of(self, declared: Any) -> MessageDecoder:
         if declared is not None:
@@ -284,11 +284,11 @@ class WebSocket(Session, Generic[In, Out]):
             WebSocketStateError: Not accepted yet, or closed by you.
             ProtocolError: The text holds half a surrogate pair.
         """
-        # `_deliver`, written out: this is the hottest path of all, and a call costs a tenth of it.
-        if not isinstance(data, str) or not data.isascii():
+        # `Session._deliver`, written out: this is the hottest path of all, and a call costs a tenth of it.
+        if data.__class__ is not str or not data.isascii():
             data = sendable_text(data)
-        if self._phase is not OPEN or self._sending:
-            await self._may_send()
+        if self._sending:
+            await self._turn()
         self._sending = True
         try:
             await self._send({"type": "websocket.send", "text": data})
@@ -316,17 +316,25 @@ class WebSocket(Session, Generic[In, Out]):
             TypeError: msgspec cannot encode it.
         """
         if mode == "text":
-            return self._deliver({"type": "websocket.send", "text": encode(data).decode()})
+            return self.send_text(encode(data).decode())
         return self._deliver({"type": "websocket.send", "bytes": encode(data)})
 
 
 class _Iterator(AsyncIterator[Any]):
-    """The messages of a WebSocket until its end. No generator: one that is left by `break` would need to be closed."""
+    """The messages of a WebSocket until its end. No generator: one that is left by `break` would need to be closed.
 
-    __slots__ = ("_forgiving", "_pick", "_ws")
+    Args:
+        ws: The WebSocket.
+        decode: Makes the message of the text of an event; None to give the text itself.
+        pick: Makes the message of an event that is not just a text.
+        forgiving: Answer what does not decode with an error frame, and go on.
+    """
 
-    def __init__(self, ws: WebSocket[Any, Any], pick: Any, *, forgiving: bool = False) -> None:
+    __slots__ = ("_decode", "_forgiving", "_pick", "_ws")
+
+    def __init__(self, ws: WebSocket[Any, Any], decode: Any, pick: Any, *, forgiving: bool = False) -> None:
         self._ws = ws
+        self._decode = decode
         self._pick = pick
         self._forgiving = forgiving
 
@@ -334,32 +342,46 @@ class _Iterator(AsyncIterator[Any]):
         return self
 
     async def __anext__(self) -> Any:
+        # `Session._take`, written out, for the reason given at `send_text`.
+        ws = self._ws
+        if ws._reading:
+            ws._refuse_second("receive")
+        ws._reading = True
+        try:
+            event = await ws._receive()
+        except Exception as error:
+            self._receive_failed(error)
+            raise
+        finally:
+            ws._reading = False
+        try:
+            text = event["text"]
+        except KeyError:
+            text = None
+        if text is None or len(event) != _KEYS_OF_A_MESSAGE:
+            return await self._other(event)
+        decode = self._decode
+        if decode is None:
+            return text
+        try:
+            message = decode(text)
+        except Exception:  # noqa: BLE001 - told apart where there is time for it
+            return await self._other(event)
+        if ws._bad_messages:
+            ws._bad_messages = 0
+        return message
+
+    async def _other(self, event: Message) -> Any:
+        """The message of an event that is no plain text, or whose text did not decode; the next one if that is none."""
         ws = self._ws
         while True:
-            # `_take`, written out, for the reason given at `send_text`.
-            if ws._phase is not OPEN or ws._reading:
-                self._may_receive()
-            ws._reading = True
-            try:
-                event = await ws._receive()
-            except Exception as error:
-                try:
-                    ws._receive_failed(error)
-                except WebSocketDisconnect:
-                    raise StopAsyncIteration from None
-                raise
-            finally:
-                ws._reading = False
             if event["type"] != "websocket.receive":
                 try:
                     ws._arrived(event)
                 except WebSocketDisconnect:
                     raise StopAsyncIteration from None
-            pick = self._pick
-            if pick is None:
-                return event["text"] if len(event) == _KEYS_OF_AN_EVENT and "text" in event else text_of(event)
             try:
-                message = pick(event)
+                message = self._pick(event)
             except MessageError as error:
                 if not self._forgiving:
                     raise
@@ -367,13 +389,26 @@ class _Iterator(AsyncIterator[Any]):
             else:
                 ws._bad_messages = 0
                 return message
+            try:
+                event = await ws._take()
+            except (WebSocketDisconnect, WebSocketStateError):
+                if ws._closing is None:
+                    raise
+                raise StopAsyncIteration from None
 
-    def _may_receive(self) -> None:
-        """Raise what stands against receiving: the end of the iteration where the connection has ended."""
-        ws = self._ws
-        if ws._closing is not None and not ws._reading:
-            raise StopAsyncIteration
-        ws._start_reading("receive")
+    def _receive_failed(self, error: Exception) -> None:
+        """Raise what the exception means: an end of the connection, by either side, is the end of the iteration."""
+        try:
+            self._ws._receive_failed(error)
+        except (WebSocketDisconnect, WebSocketStateError):
+            if self._ws._closing is None:
+                raise
+            raise StopAsyncIteration from None
+
+
+def _refuse_text(_: str) -> Never:
+    """Decode no text, so that the event's own error is raised."""
+    raise TypeError
 
 
 def _accept_headers(headers: Any) -> list[tuple[bytes, bytes]]:
