@@ -1,7 +1,6 @@
 """The App: routes, lifespan, middleware, origin check and exception handlers, put together. Glue only."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -10,12 +9,11 @@ from .endpoints import Endpoint, fail, refusal
 from .errors import ConfigurationError, HTTPException, ProtocolError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
+from .log import logger
 from .paths import Converter
 from .routing import Mount, Route, Router, route_path
 from .security import OriginPolicy
 from .types import ASGIApp, ExceptionHandler, Lifespan, Message, Receive, Scope, Send
-
-logger = logging.getLogger("asgiws")
 
 EH = TypeVar("EH", bound=ExceptionHandler)
 
@@ -184,7 +182,7 @@ class App(Router):
     @staticmethod
     def _forbid(refused: tuple[str, str]) -> Endpoint:
         origin, host = refused
-        logger.warning(
+        logger().warning(
             "refused a WebSocket from origin %r to host %r: name the origin in App(allowed_origins=[...]) to let it in",
             origin, host,
         )  # fmt: skip

@@ -1,9 +1,7 @@
 """What an HTTP request and a WebSocket handshake have in common: the scope, decoded only when asked for."""
 
-import dataclasses
+import os
 import re
-import secrets
-import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -118,8 +116,7 @@ class State:
         return f"<State of {', '.join(map(str, self._values)) or 'nothing'}>"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, repr=False)
-class URL:
+class URL(NamedTuple):
     """The URL of a connection.
 
     Attributes:
@@ -137,14 +134,16 @@ class URL:
     query: str
 
     def __str__(self) -> str:
+        from urllib.parse import quote  # noqa: PLC0415 - slow to import
+
         host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
         port = "" if self.port is None else f":{self.port}"
         query = f"?{self.query}" if self.query else ""
-        return f"{self.scheme}://{host}{port}{urllib.parse.quote(self.path)}{query}"
+        return f"{self.scheme}://{host}{port}{quote(self.path)}{query}"
 
     def __repr__(self) -> str:
         """The URL without its query string, which may hold a token."""
-        return f"<URL {str(dataclasses.replace(self, query=''))!r}>"
+        return f"<URL {str(self._replace(query=''))!r}>"
 
 
 class Connection:
@@ -177,7 +176,7 @@ class Connection:
     def id(self) -> str:
         """A random name of this connection, for logs: 16 hex digits, the same as long as the connection lives."""
         if self._id is None:
-            self._id = secrets.token_hex(8)
+            self._id = os.urandom(8).hex()
         return self._id
 
     @property
@@ -228,13 +227,14 @@ class Connection:
         return URL(scheme, host[0], host[1], scope.get("path") or "/", query)
 
 
-_AUTHORITY = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+# Patterns are not compiled here but by the first who uses them: `re` keeps them, and an import stays quick.
+_AUTHORITY = r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 _LAST_PORT = 65535
 
 
 def parse_authority(text: str) -> tuple[str, int | None] | None:
     """Host (small letters, no brackets) and port of `host:port`; None for anything else (RFC 3986, 3.2)."""
-    found = _AUTHORITY.fullmatch(text)
+    found = re.fullmatch(_AUTHORITY, text)
     if found is None:
         return None
     port = int(found["port"]) if found["port"] else None
@@ -256,7 +256,9 @@ def _query_pairs(raw: bytes) -> Iterator[tuple[str, str]]:
         if pair:
             key, _, value = pair.partition("=")
             if "%" in pair or "+" in pair:
-                yield urllib.parse.unquote_plus(key), urllib.parse.unquote_plus(value)
+                from urllib.parse import unquote_plus  # noqa: PLC0415 - slow to import
+
+                yield unquote_plus(key), unquote_plus(value)
             else:
                 yield key, value
 

@@ -17,7 +17,6 @@ what happens otherwise.
 
 import contextlib
 import inspect
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
@@ -34,12 +33,11 @@ from .errors import (
 from .http import ClientDisconnectError, JSONResponse, Request, error_response, to_response
 from .injection import Plan
 from .limits import Limits
+from .log import logger
 from .messages import encode
 from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
 from .websocket import WebSocket
-
-logger = logging.getLogger("asgiws")
 
 GOODBYE = 2.0
 """Seconds that the last words to a client may take when the server stops."""
@@ -192,7 +190,7 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
     """End a connection whose handler raised; True if the exception must be raised again."""
     cause = _cause(error)
     if isinstance(cause, WebSocketDisconnect):
-        logger.debug("%s: connection %s ended: %s", where, ws.id, cause)
+        logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
         await finish(ws)
         return False
     own = host.handler_for(cause)
@@ -255,7 +253,7 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
 
 
 def _log(where: str, connection: str, error: Exception) -> None:
-    logger.error("%s: connection %s failed", where, connection, exc_info=error)
+    logger().error("%s: connection %s failed", where, connection, exc_info=error)
 
 
 def _internal_error(connection: str) -> JSONResponse:
@@ -283,7 +281,7 @@ async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, 
 
             async def watch() -> None:
                 async for _ in ws:
-                    logger.debug("connection %s: dropped a message, a stream takes none", ws.id)
+                    logger().debug("connection %s: dropped a message, a stream takes none", ws.id)
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
@@ -310,7 +308,7 @@ async def _closed_at_the_end(items: AsyncGenerator[Any, None]) -> AsyncIterator[
         with anyio.move_on_after(CLEAN_UP, shield=True) as scope:
             await items.aclose()
         if scope.cancelled_caught:
-            logger.warning("the clean-up of %r took over %s s and was cut", items, CLEAN_UP)
+            logger().warning("the clean-up of %r took over %s s and was cut", items, CLEAN_UP)
 
 
 # HTTP

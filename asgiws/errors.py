@@ -16,12 +16,10 @@
 A text says what was found, where, what is allowed and how to mend it.
 """
 
-import difflib
 import functools
 import inspect
-import pathlib
+import os
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from typing import Any
 
 from .codes import check_code, cut_reason
@@ -193,6 +191,8 @@ class HTTPException(AsgiwsError):  # noqa: N818 - the name that Starlette's user
 
 def status_phrase(status: int) -> str:
     """The phrase of an HTTP status, "Error" for one that has none."""
+    from http import HTTPStatus  # noqa: PLC0415 - only needed for an error
+
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -210,13 +210,14 @@ def whereabouts(handler: Any) -> str:
     label = f"{module.rpartition('.')[2]}.{name}" if module else name
     if code is None:
         return label
-    path = pathlib.Path(code.co_filename)
-    here = pathlib.Path.cwd()
-    file = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"{label}, {file.as_posix()}:{code.co_firstlineno}"
+    file = code.co_filename
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 - pathlib is slow to import
+    return f"{label}, {file.removeprefix(here)}:{code.co_firstlineno}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'int'?` for a word that is near a known one, else nothing."""
+    import difflib  # noqa: PLC0415 - only needed for an error
+
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

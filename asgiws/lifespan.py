@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -10,9 +9,8 @@ import anyio
 
 from .background import spawn
 from .errors import ConfigurationError
+from .log import logger
 from .types import Lifespan, Receive, Scope, Send
-
-logger = logging.getLogger("asgiws")
 
 
 class Life:
@@ -86,7 +84,7 @@ class Life:
     async def _start_late(self) -> None:
         starting = self._starting
         if starting is None:
-            logger.info("no lifespan events came from the server: the first connection starts the lifespan")
+            logger().info("no lifespan events came from the server: the first connection starts the lifespan")
             starting = self._starting = anyio.Event()
             self._failure = None
             spawn(self._host)
@@ -102,9 +100,9 @@ class Life:
                 if starting is not None:
                     starting.set()
                 await anyio.sleep_forever()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a lifespan raises
             self._failure = error
-            logger.exception("the lifespan failed")
+            logger().exception("the lifespan failed")
         finally:
             self._starting = None
             if starting is not None:

@@ -4,16 +4,16 @@ They stand in `Annotated[int, Query(ge=1)]` or as a default: `page: int = Query(
 return Any so that the second form type-checks whatever the parameter's own type is.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 REQUIRED: Any = ...
 """The default that FastAPI's users write for "there is none": `Query(...)`."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(msgspec.Struct, frozen=True, eq=False):
     """Where a value comes from, under which name, and what else is known of it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Marker:
     default_factory: Callable[[], Any] | None = None
     alias: str | None = None
     convert_underscores: bool = True
-    constraints: dict[str, Any] = dataclasses.field(default_factory=dict)
+    constraints: dict[str, Any] = {}
     title: str | None = None
     description: str | None = None
 

@@ -12,7 +12,6 @@ import decimal
 import keyword
 import math
 import re
-import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -102,11 +101,11 @@ class FloatConverter(Converter[float]):
     """A number in plain decimal notation: `3`, `-0.25`; no exponent, no `nan`, no `inf`."""
 
     produces = float
-    _form = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
+    _form = r"-?[0-9]+(\.[0-9]+)?"
 
     def convert(self, value: str) -> float:
         """The number."""
-        if not self._form.fullmatch(value):
+        if not re.fullmatch(self._form, value):
             raise ValueError("not a number")
         number = float(value)
         if not math.isfinite(number):
@@ -124,13 +123,11 @@ class UUIDConverter(Converter[uuid.UUID]):
     """A UUID in hex digits, with its hyphens or without (RFC 9562, 4)."""
 
     produces = uuid.UUID
-    _form = re.compile(
-        r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}", re.IGNORECASE | re.ASCII
-    )
+    _form = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{32}"
 
     def convert(self, value: str) -> uuid.UUID:
         """The UUID."""
-        if not self._form.fullmatch(value):
+        if not re.fullmatch(self._form, value):
             raise ValueError("not a UUID")
         return uuid.UUID(value)
 
@@ -215,22 +212,24 @@ class Template:
         if set(params) != set(self.names):
             wanted = ", ".join(self.names) or "none"
             raise RouteError(f"the parameters of {self.text!r} are {wanted}; got {', '.join(params) or 'none'}")
+        from urllib.parse import quote  # noqa: PLC0415 - slow to import
+
         names = iter(self.names)
         parts = []
         for segment in self.segments:
             if isinstance(segment, str):
-                parts.append(urllib.parse.quote(segment, safe=""))
+                parts.append(quote(segment, safe=""))
                 continue
             name = next(names)
             try:
                 text = segment.to_string(params[name])
             except (ValueError, TypeError) as error:
                 raise RouteError(f"{name}={params[name]!r} does not fit into {self.text!r}: {error}") from None
-            parts.append(urllib.parse.quote(text, safe="/" if segment is PATH else ""))
+            parts.append(quote(text, safe="/" if segment is PATH else ""))
         return "/" + "/".join(parts)
 
 
-_PARAMETER = re.compile(r"<([^<>{}/]*)>|\{([^<>{}/]*)\}")
+_PARAMETER = r"<([^<>{}/]*)>|\{([^<>{}/]*)\}"
 
 
 def parse_template(text: str, converters: Mapping[str, Converter[Any]] = CONVERTERS) -> Template:
@@ -248,7 +247,7 @@ def parse_template(text: str, converters: Mapping[str, Converter[Any]] = CONVERT
         if not re.search(r"[<>{}]", part):
             segments.append(part)
             continue
-        whole = _PARAMETER.fullmatch(part)
+        whole = re.fullmatch(_PARAMETER, part)
         if whole is None:
             raise _odd_segment(part, text)
         name, converter = _parameter(whole[1] if whole[1] is not None else whole[2], text, converters)
@@ -265,7 +264,7 @@ def parse_template(text: str, converters: Mapping[str, Converter[Any]] = CONVERT
 
 
 def _odd_segment(part: str, text: str) -> RouteError:
-    found = _PARAMETER.search(part)
+    found = re.search(_PARAMETER, part)
     if found is None:
         return RouteError(f"the brackets of {part!r} in {text!r} do not pair", "Write '<name>' or '<name:converter>'.")
     return RouteError(

@@ -1,8 +1,9 @@
 """Routers: what is registered where, and which of it serves a connection."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
+
+import msgspec
 
 from .endpoints import Endpoint, check_handler, endpoint_for
 from .errors import RegistrationError, RouteError, did_you_mean, whereabouts
@@ -31,8 +32,7 @@ def route_path(scope: Scope) -> str:
     return path
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True, eq=False):
     """One registered handler.
 
     Attributes:
@@ -75,8 +75,7 @@ class Route:
         return endpoint_for(self.handler, plan, self.kind, f"{label} ({self.where})")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True, eq=False):
     """An ASGI application below a path.
 
     Attributes:
@@ -220,7 +219,7 @@ class Router:
             raise RouteError("a router cannot include itself")
         before = self._parse_prefix(prefix).under(self._prefix)
         for route in router.routes:
-            moved = dataclasses.replace(route, template=route.template.under(before))
+            moved = msgspec.structs.replace(route, template=route.template.under(before))
             try:
                 self._add(moved)
             except RegistrationError as error:

@@ -15,12 +15,12 @@ Triple = tuple[str, str, int | None]
 """Scheme, host and port of an origin; no port where it is the scheme's own."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.+)", re.DOTALL)
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]+)"
 
 
 def parse_origin(text: str) -> Triple | None:
     """The parts of an origin (RFC 6454, 7.1); None for anything that is not exactly one."""
-    found = _SCHEME.fullmatch(text)
+    found = re.fullmatch(_SCHEME, text)
     authority = parse_authority(found[2]) if found else None
     if found is None or authority is None:
         return None

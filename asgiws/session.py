@@ -5,7 +5,9 @@ Four rules are not in the table:
 - After a disconnect the server's `receive()` is never called again (some servers block for ever): what it told is kept
   and told again.
 - One `receive()` and one `send()` of the server at a time: a second receiver is refused, a second sender waits.
-- `_receive` and `_send` are the server's own only while the WebSocket is open, so that the hot path need not ask.
+- `_receive` and `_send` are the server's own only while they may be called: else they are functions that raise, so
+  that the hot path need not ask. While one task receives, `_receive` refuses the next; `_idle_receive` is what it will
+  be when that one is done.
 - An `OSError` from the server's `send()` or `receive()` is a disconnect with 1006. So is a `RuntimeError`, with which
   servers refuse an event that is out of order: as the table lets none of those through, it means that the server knows
   of an end that it has not told yet. Any other exception is somebody's bug, and let out.
@@ -13,7 +15,7 @@ Four rules are not in the table:
 
 import collections
 import contextlib
-import logging
+from collections.abc import Callable
 from typing import Any, Never
 
 import anyio
@@ -21,22 +23,30 @@ import anyio
 from .codes import check_code, cut_reason
 from .connection import Connection
 from .errors import ProtocolError, WebSocketDisconnect, WebSocketStateError
+from .log import logger
 from .states import ASKED, ENDED, INCOMING, OPEN, OPENING, REFUSED, Phase, WebSocketState
 from .types import Message, Receive, Scope, Send
 
-logger = logging.getLogger("asgiws")
+
+class _NotOpenError(Exception):
+    """The WebSocket is not open; it never leaves the session."""
 
 
-class NotOpenError(Exception):
-    """What stands in for the server's functions while the WebSocket is not open; it never leaves this module."""
+class _SecondReceiverError(Exception):
+    """Another task is receiving; it never leaves the session."""
 
 
 async def _no_receive() -> Message:
-    raise NotOpenError
+    raise _NotOpenError
 
 
 async def _no_send(_: Message) -> None:
-    raise NotOpenError
+    raise _NotOpenError
+
+
+async def busy_receive() -> Message:
+    """What `_receive` is while a task receives."""
+    raise _SecondReceiverError
 
 
 class Session(Connection):
@@ -56,9 +66,9 @@ class Session(Connection):
 
     __slots__ = (
         "_closing",
+        "_idle_receive",
         "_phase",
         "_queue",
-        "_reading",
         "_receive",
         "_send",
         "_sending",
@@ -81,8 +91,8 @@ class Session(Connection):
         super().__init__(scope, app, path_params)
         self._server_receive = receive
         self._server_send = send
+        self._receive = _no_receive
         self._enter(phase)
-        self._reading = False
         self._sending = False
         self._queue: collections.deque[anyio.Event] | None = None
         # How it ended: by whom ("you" or "the peer"), with which code and reason.
@@ -101,9 +111,11 @@ class Session(Connection):
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         if phase is OPEN:
-            self._receive, self._send = self._server_receive, self._server_send
+            self._idle_receive, self._send = self._server_receive, self._server_send
         else:
-            self._receive, self._send = _no_receive, _no_send
+            self._idle_receive, self._send = _no_receive, _no_send
+        if self._receive is not busy_receive:
+            self._receive = self._idle_receive
 
     def __repr__(self) -> str:
         """Path and phase, never the query string: it may hold a token."""
@@ -139,34 +151,32 @@ class Session(Connection):
             self._pass_turn()
 
     async def _read_connect(self) -> None:
-        if self._reading:
-            self._refuse_second("read the handshake")
-        self._reading = True
+        if self._receive is busy_receive:
+            raise _second_receiver()
+        self._receive = busy_receive
         try:
             event = await self._server_receive()
-        except OSError as error:
-            raise self._lost(error) from error
-        finally:
-            self._reading = False
+        except BaseException as error:
+            self._receive_failed(error)
+            raise
+        self._receive = self._idle_receive
         self._arrived(event)
 
     # Receiving
 
-    async def _take(self) -> Message:
-        """The next `websocket.receive` event."""
-        if self._reading:
-            self._refuse_second("receive")
-        self._reading = True
+    async def _next(self, pick: Callable[[Message], Any] | None = None) -> Any:
+        """The next `websocket.receive` event, or what `pick` makes of it."""
+        receive = self._receive
+        self._receive = busy_receive
         try:
-            event = await self._receive()
-        except Exception as error:
+            event = await receive()
+        except BaseException as error:
             self._receive_failed(error)
             raise
-        finally:
-            self._reading = False
+        self._receive = self._idle_receive
         if event["type"] != "websocket.receive":
             self._arrived(event)
-        return event
+        return event if pick is None else pick(event)
 
     def _arrived(self, event: Message) -> None:
         """Move on by an event of the server's that is no message; raise if it is the disconnect."""
@@ -184,9 +194,12 @@ class Session(Connection):
             )
             raise WebSocketDisconnect(*self._closing[1:])
 
-    def _receive_failed(self, error: Exception) -> None:
-        """Raise what an exception from `_receive` means, if it is more than itself."""
-        if isinstance(error, NotOpenError):
+    def _receive_failed(self, error: BaseException) -> None:
+        """Make way for the next receiver; raise what the exception means, if it is more than itself."""
+        if isinstance(error, _SecondReceiverError):
+            raise _second_receiver() from None
+        self._receive = self._idle_receive
+        if isinstance(error, _NotOpenError):
             self._refuse("receive")
         if isinstance(error, OSError | RuntimeError):
             raise self._lost(error) from error
@@ -229,7 +242,7 @@ class Session(Connection):
                 {"type": "websocket.close", "code": self._code_for_server(int(code)), "reason": reason}
             )
         except Exception as error:  # noqa: BLE001 - a close that cannot be sent is an end all the same
-            logger.debug("%s %r: the close could not be sent: %r", self.id, self.scope.get("path"), error)
+            logger().debug("%s %r: the close could not be sent: %r", self.id, self.scope.get("path"), error)
             self._enter(ENDED)
         finally:
             self._pass_turn()
@@ -270,7 +283,7 @@ class Session(Connection):
 
     def _send_failed(self, error: Exception) -> None:
         """Raise what an exception from `_send` means, if it is more than itself."""
-        if isinstance(error, NotOpenError):
+        if isinstance(error, _NotOpenError):
             self._refuse("send")
         if isinstance(error, OSError | RuntimeError):
             raise self._lost(error) from error
@@ -298,13 +311,10 @@ class Session(Connection):
             f"cannot {doing}: this WebSocket is not accepted yet; call `await ws.accept()` first",
         ) from None
 
-    def _refuse_second(self, doing: str) -> Never:
-        raise WebSocketStateError(f"cannot {doing}: another task is already receiving on this WebSocket")
-
     def _lost(self, error: Exception) -> WebSocketDisconnect:
         """Note that the connection broke."""
         if self._closing is None and not isinstance(error, OSError):
-            logger.info(
+            logger().info(
                 "%s %r: the server says that the connection is over: %r", self.id, self.scope.get("path"), error
             )
         self._enter(self._phase.moves.get("websocket.disconnect", self._phase))
@@ -320,3 +330,7 @@ class Session(Connection):
         if asgi and "spec_version" not in asgi and "extensions" not in scope and isinstance(scope.get("client"), list):
             return code + 3000
         return code
+
+
+def _second_receiver() -> WebSocketStateError:
+    return WebSocketStateError("cannot receive: another task is already receiving on this WebSocket")

@@ -2,7 +2,6 @@
 # ruff: noqa: SLF001 - the iterator below is a part of the WebSocket, and on its hot path
 
 import contextlib
-import logging
 import types
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Never, Self, overload
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Never, Self, overload
 from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
 from .limits import DEFAULT_LIMITS, Limits
+from .log import logger
 from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, text_of
-from .session import Session
+from .session import Session, busy_receive
 from .states import OPENING, Phase
 from .types import ASGIApp, Message, Receive, Scope, Send
 from .wire import header_pairs, is_token, sendable_bytes, sendable_text
@@ -29,10 +29,8 @@ else:
     Out = TypeVar("Out")
     T = TypeVar("T")
 
-logger = logging.getLogger("asgiws")
 
-_ANYTHING = MessageDecoder(Any)
-_KEYS_OF_A_MESSAGE = 2
+_is_ascii = str.isascii
 
 
 class WebSocket(Session, Generic[In, Out]):
@@ -129,7 +127,7 @@ class WebSocket(Session, Generic[In, Out]):
         """
         status, headers, body = await collect_response(response, self.scope)
         if "websocket.http.response" not in (self.scope.get("extensions") or ()):
-            logger.info(
+            logger().info(
                 "%s %r is refused with %d, but the server cannot send it: the client sees a plain 403",
                 self.id, self.scope.get("path"), status,
             )  # fmt: skip
@@ -160,9 +158,10 @@ class WebSocket(Session, Generic[In, Out]):
             await self._read_connect()
             return {"type": "websocket.connect"}
         try:
-            return await self._take()
+            event: Message = await self._next()
         except WebSocketDisconnect as gone:
             return {"type": "websocket.disconnect", "code": gone.code, "reason": gone.reason}
+        return event
 
     async def receive_text(self) -> str:
         """The next message, which must be text.
@@ -172,19 +171,38 @@ class WebSocket(Session, Generic[In, Out]):
             MessageError: The message is binary.
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
-        return text_of(await self._take())
+        # `Session._next`, written out: this is one of the three hottest paths, and a call costs a tenth of it.
+        receive = self._receive
+        self._receive = busy_receive
+        try:
+            event = await receive()
+        except BaseException as error:
+            self._receive_failed(error)
+            raise
+        self._receive = self._idle_receive
+        if event["type"] != "websocket.receive":
+            self._arrived(event)
+        return text_of(event)
 
-    async def receive_bytes(self) -> bytes:
+    def receive_bytes(self) -> Coroutine[Any, Any, bytes]:
         """The next message, which must be binary; raises as `receive_text`."""
-        return bytes_of(await self._take())
+        return self._next(bytes_of)
 
     @overload
-    async def receive_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> T: ...
+    def receive_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> Coroutine[Any, Any, T]: ...
 
     @overload
-    async def receive_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> Any: ...
+    def receive_json(
+        self,
+        type: Any = None,
+        mode: Literal["text", "binary"] | None = None,
+    ) -> Coroutine[Any, Any, Any]: ...
 
-    async def receive_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> Any:
+    def receive_json(
+        self,
+        type: Any = None,
+        mode: Literal["text", "binary"] | None = None,
+    ) -> Coroutine[Any, Any, Any]:
         """The next message, decoded from JSON.
 
         Args:
@@ -197,7 +215,7 @@ class WebSocket(Session, Generic[In, Out]):
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
         decoder = self._decoder_of(type)
-        return decoder(await self._take(), mode)
+        return self._next(decoder if mode is None else lambda event: decoder(event, mode))
 
     def iter_text(self) -> AsyncIterator[str]:
         """The messages as text until the connection ends; raises as `receive_text` but for the end."""
@@ -205,7 +223,7 @@ class WebSocket(Session, Generic[In, Out]):
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """The messages as bytes until the connection ends; raises as `receive_bytes` but for the end."""
-        return _Iterator(self, _refuse_text, bytes_of)
+        return _Iterator(self, _no_short_cut, bytes_of)
 
     @overload
     def iter_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> AsyncIterator[T]: ...
@@ -217,7 +235,7 @@ class WebSocket(Session, Generic[In, Out]):
         """The messages, decoded from JSON, until the connection ends; raises as `receive_json` but for the end."""
         decoder = self._decoder_of(type)
         if mode == "binary":
-            return _Iterator(self, _refuse_text, lambda event: decoder(event, mode))
+            return _Iterator(self, _no_short_cut, lambda event: decoder(event, mode))
         return _Iterator(self, decoder.decode, decoder if mode is None else lambda event: decoder(event, mode))
 
     def __aiter__(self) -> AsyncIterator[In]:
@@ -236,7 +254,7 @@ class WebSocket(Session, Generic[In, Out]):
     def _decoder_of(self, declared: Any) -> MessageDecoder:
         if declared is not None:
             return decoder_for(declared)
-        return self._decoder or _ANYTHING
+        return self._decoder or decoder_for(Any)
 
     async def _bad_message(self, error: MessageError) -> None:
         """Tell the client what was wrong with its message; after too many in a row, close and raise."""
@@ -284,9 +302,12 @@ class WebSocket(Session, Generic[In, Out]):
             WebSocketStateError: Not accepted yet, or closed by you.
             ProtocolError: The text holds half a surrogate pair.
         """
-        # `Session._deliver`, written out: this is the hottest path of all, and a call costs a tenth of it.
-        if data.__class__ is not str or not data.isascii():
-            data = sendable_text(data)
+        # `Session._deliver`, written out, for the reason given at `receive_text`.
+        try:
+            if not _is_ascii(data):
+                sendable_text(data)
+        except TypeError:
+            sendable_text(data)  # raises it in better words
         if self._sending:
             await self._turn()
         self._sending = True
@@ -325,7 +346,7 @@ class _Iterator(AsyncIterator[Any]):
 
     Args:
         ws: The WebSocket.
-        decode: Makes the message of the text of an event; None to give the text itself.
+        decode: The short cut for an event that is just a text: makes the message of it; None to give the text itself.
         pick: Makes the message of an event that is not just a text.
         forgiving: Answer what does not decode with an error frame, and go on.
     """
@@ -342,23 +363,21 @@ class _Iterator(AsyncIterator[Any]):
         return self
 
     async def __anext__(self) -> Any:
-        # `Session._take`, written out, for the reason given at `send_text`.
+        # `Session._next`, written out, for the reason given at `receive_text`.
         ws = self._ws
-        if ws._reading:
-            ws._refuse_second("receive")
-        ws._reading = True
+        receive = ws._receive
+        ws._receive = busy_receive
         try:
-            event = await ws._receive()
-        except Exception as error:
+            event = await receive()
+        except BaseException as error:
             self._receive_failed(error)
             raise
-        finally:
-            ws._reading = False
+        ws._receive = ws._idle_receive
         try:
             text = event["text"]
         except KeyError:
             text = None
-        if text is None or len(event) != _KEYS_OF_A_MESSAGE:
+        if text is None or "bytes" in event:
             return await self._other(event)
         decode = self._decode
         if decode is None:
@@ -390,13 +409,13 @@ class _Iterator(AsyncIterator[Any]):
                 ws._bad_messages = 0
                 return message
             try:
-                event = await ws._take()
+                event = await ws._next()
             except (WebSocketDisconnect, WebSocketStateError):
                 if ws._closing is None:
                     raise
                 raise StopAsyncIteration from None
 
-    def _receive_failed(self, error: Exception) -> None:
+    def _receive_failed(self, error: BaseException) -> None:
         """Raise what the exception means: an end of the connection, by either side, is the end of the iteration."""
         try:
             self._ws._receive_failed(error)
@@ -406,8 +425,8 @@ class _Iterator(AsyncIterator[Any]):
             raise StopAsyncIteration from None
 
 
-def _refuse_text(_: str) -> Never:
-    """Decode no text, so that the event's own error is raised."""
+def _no_short_cut(_: str) -> Never:
+    """Stands in for a decoder where each event must go to `pick`."""
     raise TypeError
 
 

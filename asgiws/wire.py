@@ -7,14 +7,14 @@ from typing import Any
 from .errors import ProtocolError
 from .types import RawHeaders
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NAME_FORM = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # Control characters but the tab may not stand in a value; leading and trailing white space is not part of it.
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL = rb"[\x00-\x08\x0a-\x1f\x7f]"
 
 
 def is_token(text: object) -> bool:
     """Whether it is a token of RFC 9110, 5.6.2: what a header's name and a subprotocol must be."""
-    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+    return isinstance(text, str) and re.fullmatch(_NAME_FORM, text) is not None
 
 
 def header_pairs(headers: Mapping[str, str] | Iterable[tuple[Any, Any]] | None) -> RawHeaders:
@@ -44,7 +44,7 @@ def _header_value(name: Any, value: Any) -> bytes:
         data = value.encode("latin-1") if isinstance(value, str) else bytes(memoryview(value))
     except (UnicodeEncodeError, TypeError):
         raise ProtocolError(f"the value of header {name!r} is not latin-1 text: {type(value).__name__}") from None
-    if _CONTROL.search(data):
+    if re.search(_CONTROL, data):
         raise ProtocolError(f"the value of header {name!r} has a line break or another control character")
     return data.strip(b" \t")
 
