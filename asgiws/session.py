@@ -91,7 +91,7 @@ class Session(Connection):
         super().__init__(scope, app, path_params)
         self._server_receive = receive
         self._server_send = send
-        self._receive = _no_receive
+        self._receive: Receive = _no_receive
         self._enter(phase)
         self._sending = False
         self._queue: collections.deque[anyio.Event] | None = None

@@ -4,7 +4,7 @@
 import contextlib
 import types
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, Never, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
@@ -219,11 +219,11 @@ class WebSocket(Session, Generic[In, Out]):
 
     def iter_text(self) -> AsyncIterator[str]:
         """The messages as text until the connection ends; raises as `receive_text` but for the end."""
-        return _Iterator(self, None, text_of)
+        return _TextIterator(self, text_of)
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """The messages as bytes until the connection ends; raises as `receive_bytes` but for the end."""
-        return _Iterator(self, _no_short_cut, bytes_of)
+        return _Iterator(self, bytes_of)
 
     @overload
     def iter_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> AsyncIterator[T]: ...
@@ -234,9 +234,9 @@ class WebSocket(Session, Generic[In, Out]):
     def iter_json(self, type: Any = None, mode: Literal["text", "binary"] | None = None) -> AsyncIterator[Any]:
         """The messages, decoded from JSON, until the connection ends; raises as `receive_json` but for the end."""
         decoder = self._decoder_of(type)
-        if mode == "binary":
-            return _Iterator(self, _no_short_cut, lambda event: decoder(event, mode))
-        return _Iterator(self, decoder.decode, decoder if mode is None else lambda event: decoder(event, mode))
+        if mode is not None:
+            return _Iterator(self, lambda event: decoder(event, mode))
+        return _Iterator(self, decoder, decoder.decode)
 
     def __aiter__(self) -> AsyncIterator[In]:
         """The messages until the connection ends: `In` of `WebSocket[In, Out]`, else str and bytes as they come.
@@ -248,8 +248,8 @@ class WebSocket(Session, Generic[In, Out]):
             WebSocketStateError: Not accepted yet, or another task is receiving.
         """
         if self._decoder is None:
-            return _Iterator(self, None, either_of)
-        return _Iterator(self, self._decoder.decode, self._decoder, forgiving=True)
+            return _Iterator(self, either_of)
+        return _Iterator(self, self._decoder, self._decoder.decode, forgiving=True)
 
     def _decoder_of(self, declared: Any) -> MessageDecoder:
         if declared is not None:
@@ -346,17 +346,17 @@ class _Iterator(AsyncIterator[Any]):
 
     Args:
         ws: The WebSocket.
-        decode: The short cut for an event that is just a text: makes the message of it; None to give the text itself.
-        pick: Makes the message of an event that is not just a text.
+        pick: Makes the message of an event.
+        decode: A short cut for an event that is just a text: makes the message of the text.
         forgiving: Answer what does not decode with an error frame, and go on.
     """
 
     __slots__ = ("_decode", "_forgiving", "_pick", "_ws")
 
-    def __init__(self, ws: WebSocket[Any, Any], decode: Any, pick: Any, *, forgiving: bool = False) -> None:
+    def __init__(self, ws: WebSocket[Any, Any], pick: Any, decode: Any = None, *, forgiving: bool = False) -> None:
         self._ws = ws
-        self._decode = decode
         self._pick = pick
+        self._decode = decode
         self._forgiving = forgiving
 
     def __aiter__(self) -> Self:
@@ -374,21 +374,13 @@ class _Iterator(AsyncIterator[Any]):
             raise
         ws._receive = ws._idle_receive
         try:
-            text = event["text"]
-        except KeyError:
-            text = None
-        if text is None or "bytes" in event:
-            return await self._other(event)
-        decode = self._decode
-        if decode is None:
-            return text
-        try:
-            message = decode(text)
-        except Exception:  # noqa: BLE001 - told apart where there is time for it
-            return await self._other(event)
-        if ws._bad_messages:
-            ws._bad_messages = 0
-        return message
+            if self._decode is not None:
+                message = self._decode(event["text"])
+                ws._bad_messages = 0
+                return message
+        except Exception:  # noqa: BLE001, S110 - told apart where there is time for it
+            pass
+        return await self._other(event)
 
     async def _other(self, event: Message) -> Any:
         """The message of an event that is no plain text, or whose text did not decode; the next one if that is none."""
@@ -425,9 +417,26 @@ class _Iterator(AsyncIterator[Any]):
             raise StopAsyncIteration from None
 
 
-def _no_short_cut(_: str) -> Never:
-    """Stands in for a decoder where each event must go to `pick`."""
-    raise TypeError
+class _TextIterator(_Iterator):
+    """The messages as text: an iterator with nothing but what the hottest path needs."""
+
+    __slots__ = ()
+
+    async def __anext__(self) -> str:
+        ws = self._ws
+        receive = ws._receive
+        ws._receive = busy_receive
+        try:
+            event = await receive()
+        except BaseException as error:
+            self._receive_failed(error)
+            raise
+        ws._receive = ws._idle_receive
+        try:
+            text: str | None = event["text"]
+        except KeyError:
+            text = None
+        return text if text is not None else await self._other(event)
 
 
 def _accept_headers(headers: Any) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,1 @@
+"""Measurements of asgiws: `python -m benchmarks.in_process`."""
