@@ -17,7 +17,7 @@ from .errors import (
 )
 from .http import HTMLResponse, JSONResponse, PlainTextResponse, Request, Response
 from .limits import Limits
-from .params import Body, Cookie, Header, Path, Query
+from .params import Body, Cookie, Depends, Header, Path, Query
 from .routing import Router
 from .states import WebSocketState
 from .websocket import WebSocket
@@ -31,6 +31,7 @@ __all__ = [
     "ConfigurationError",
     "Connection",
     "Cookie",
+    "Depends",
     "HTMLResponse",
     "HTTPException",
     "Header",

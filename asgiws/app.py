@@ -10,10 +10,11 @@ from .errors import ConfigurationError, HTTPException, ProtocolError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
+from .params import Depends
 from .paths import Converter
 from .routing import Mount, Route, Router, route_path
 from .security import OriginPolicy
-from .types import ASGIApp, ExceptionHandler, Lifespan, Message, Receive, Scope, Send
+from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
 
 EH = TypeVar("EH", bound=ExceptionHandler)
 
@@ -40,6 +41,7 @@ class App(Router):
     """An ASGI application.
 
     Args:
+        dependencies: Run before every handler, before those of the router, the route and the include.
         lifespan: An async context manager around the service's life, called with the app. A mapping that it yields is
             what every connection finds in `state`. Where a server sends no lifespan events (daphne, or a framework that
             mounts the app), the first connection starts it.
@@ -52,6 +54,9 @@ class App(Router):
         converters: Converters of path templates, by name.
         debug: Reserved for checks that cost time.
 
+    Attributes:
+        dependency_overrides: What is run in place of which dependency: a test's substitutes.
+
     Raises:
         ConfigurationError: A setting cannot work.
     """
@@ -59,6 +64,7 @@ class App(Router):
     def __init__(
         self,
         *,
+        dependencies: Iterable[Depends] | None = None,
         lifespan: Lifespan | None = None,
         middleware: Iterable[Any] = (),
         exception_handlers: Mapping[Any, ExceptionHandler] | None = None,
@@ -67,9 +73,10 @@ class App(Router):
         converters: Mapping[str, Converter[Any]] | None = None,
         debug: bool = False,
     ) -> None:
-        super().__init__(converters=converters)
+        super().__init__(dependencies=dependencies, converters=converters)
         self.limits = limits
         self.debug = debug
+        self.dependency_overrides: dict[Handler, Handler] = {}
         self._origins = OriginPolicy(allowed_origins)
         self._middleware: list[Any] = list(middleware)
         self._handlers: dict[Any, ExceptionHandler] = {}

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import anyio
 
+from .dependencies import CLEAN_UP, solved
 from .errors import (
     HTTPException,
     MessageError,
@@ -41,14 +42,13 @@ from .websocket import WebSocket
 
 GOODBYE = 2.0
 """Seconds that the last words to a client may take when the server stops."""
-CLEAN_UP = 5.0
-"""Seconds that the clean-up of a generator may take when its connection has ended."""
 
 
 class Host(Protocol):
     """What an endpoint needs of the app that serves it."""
 
     limits: Limits
+    dependency_overrides: dict[Handler, Handler]
 
     def handler_for(self, error: Exception) -> ExceptionHandler | None:
         """The app's own handler for this exception."""
@@ -100,7 +100,7 @@ def refusal(kind: str, error: HTTPException) -> Endpoint:
     async def refuse() -> None:
         raise error
 
-    return endpoint_for(refuse, Plan((), None, needs_body=False), kind, "no route")
+    return endpoint_for(refuse, Plan(), kind, "no route")
 
 
 async def fail(
@@ -147,15 +147,20 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
     decoder = plan.decoder
     streams = _is_generator(handler)
 
+    def run(ws: WebSocket[Any, Any], arguments: dict[str, Any]) -> Awaitable[None]:
+        running: Any = handler(**arguments)
+        return _stream(ws, running, reads=plan.takes_websocket) if streams else running
+
     async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host) -> None:
         ws: WebSocket[Any, Any] = WebSocket(
             scope, receive, send, app=host, path_params=params, limits=host.limits, decoder=decoder,
         )  # fmt: skip
         try:
-            if streams:
-                await _stream(ws, handler(**plan(ws)), reads=plan.takes_websocket)
+            if plan.dependencies:
+                async with solved(plan, ws, host.dependency_overrides) as arguments:
+                    await run(ws, arguments)
             else:
-                await handler(**plan(ws))
+                await run(ws, plan(ws))
         except Exception as error:
             if await _failed(ws, error, host, where):
                 raise
@@ -320,7 +325,11 @@ def _http_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
         try:
             if plan.needs_body:
                 await request.body()
-            response = to_response(await handler(**plan(request)))
+            if plan.dependencies:
+                async with solved(plan, request, host.dependency_overrides) as arguments:
+                    response = to_response(await handler(**arguments))
+            else:
+                response = to_response(await handler(**plan(request)))
         except ClientDisconnectError:
             return
         except Exception as error:

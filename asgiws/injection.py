@@ -1,26 +1,29 @@
 """From a handler's signature to a plan, once; from a connection to the handler's arguments, by that plan.
 
-Where a parameter's value comes from, in this order: an annotation `WebSocket`, `Request` or `Connection`; a marker
-`Path`, `Query`, `Header`, `Cookie` or `Body`; its name in the path template; an annotation that knows how to get itself
-from a connection (`App`); for HTTP, a Struct is the body; else the query string.
+Where a parameter's value comes from, in this order: an annotation `WebSocket`, `Request` or `Connection`; `Depends`; a
+marker `Path`, `Query`, `Header`, `Cookie` or `Body`; its name in the path template; an annotation that knows how to get
+itself from a connection (`App`); for HTTP, a Struct is the body; else the query string.
 """
 
+import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from .connection import Connection
-from .errors import ParameterError, ParameterProblem, SignatureError
+from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
 from .http import Request
 from .messages import MessageDecoder, decoder_for
-from .params import REQUIRED
+from .params import REQUIRED, Depends, Marker
 from .paths import Converter
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .types import Handler
 from .values import Read, body_reader, path_reader, struct_reader, value_reader
 from .websocket import WebSocket
+
+_KINDS = {"websocket": "a WebSocket", "http": "HTTP requests"}
 
 
 def _itself(connection: Connection) -> Connection:
@@ -36,21 +39,30 @@ class Plan:
     """How the arguments of one handler come from a connection.
 
     Attributes:
+        dependencies: What must be run before, by the name of the parameter that it fills; None if it fills none.
         decoder: For the `In` of a `WebSocket[In, Out]`; None if the handler declares none.
         needs_body: Whether the request's body must have been read before.
         takes_websocket: Whether the handler gets the WebSocket, and so may read from it.
     """
 
-    __slots__ = ("_steps", "decoder", "needs_body", "takes_websocket")
+    __slots__ = ("_steps", "decoder", "dependencies", "needs_body", "takes_websocket")
 
-    def __init__(self, steps: tuple[tuple[str, Read], ...], decoder: MessageDecoder | None, needs_body: bool) -> None:
+    def __init__(
+        self,
+        steps: tuple[tuple[str, Read], ...] = (),
+        dependencies: "tuple[tuple[str | None, Dependency], ...]" = (),
+        decoder: MessageDecoder | None = None,
+        *,
+        needs_body: bool = False,
+    ) -> None:
         self._steps = steps
+        self.dependencies = dependencies
         self.decoder = decoder
         self.needs_body = needs_body
         self.takes_websocket = any(read is _itself for _, read in steps)
 
     def __call__(self, connection: Connection) -> dict[str, Any]:
-        """The arguments.
+        """The arguments that come from the connection itself.
 
         Raises:
             ParameterError: With every value that does not validate.
@@ -58,9 +70,17 @@ class Plan:
         try:
             return {name: read(connection) for name, read in self._steps}
         except ParameterError:
-            raise ParameterError(self._problems(connection)) from None
+            raise ParameterError(self.own_problems(connection)) from None
 
-    def _problems(self, connection: Connection) -> list[ParameterProblem]:
+    def problems(self, connection: Connection) -> list[ParameterProblem]:
+        """Every value that does not validate, here and in the dependencies; none of those is run."""
+        problems = []
+        for _, dependency in self.dependencies:
+            problems += dependency.plan.problems(connection)
+        return problems + self.own_problems(connection)
+
+    def own_problems(self, connection: Connection) -> list[ParameterProblem]:
+        """Every value that does not validate, dependencies left aside."""
         problems = []
         for _, read in self._steps:
             try:
@@ -70,7 +90,40 @@ class Plan:
         return problems
 
 
-def plan_for(handler: Handler, kind: str, path: Mapping[str, Converter[Any]], *, body: bool = True) -> Plan:
+class Dependency:
+    """One function that gives a value, with its own plan.
+
+    Attributes:
+        call: The function.
+        plan: How its arguments come about.
+        use_cache: Whether one connection asks it once.
+        replace: Gives the dependency on another function in its place.
+    """
+
+    __slots__ = ("call", "plan", "replace", "use_cache")
+
+    def __init__(
+        self,
+        call: Handler,
+        plan: Plan,
+        replace: "Callable[[Handler], Dependency]",
+        *,
+        use_cache: bool,
+    ) -> None:
+        self.call = call
+        self.plan = plan
+        self.replace = replace
+        self.use_cache = use_cache
+
+
+def plan_for(
+    handler: Handler,
+    kind: str,
+    path: Mapping[str, Converter[Any]],
+    *,
+    body: bool = True,
+    before: Iterable[Depends] = (),
+) -> Plan:
     """The plan of a handler.
 
     Args:
@@ -78,20 +131,20 @@ def plan_for(handler: Handler, kind: str, path: Mapping[str, Converter[Any]], *,
         kind: "websocket" or "http".
         path: The converters of the parameters in the path template.
         body: Whether the request may have a body.
+        before: What must be run before all that the handler itself depends on.
 
     Raises:
         SignatureError: A parameter could never be filled.
     """
-    parameters = parameters_of(handler)
     planner = _Planner(kind, path, body=body)
-    steps = tuple((parameter.name, planner.read(parameter)) for parameter in _with_connection(parameters, kind, path))
-    return Plan(steps, planner.decoder, planner.bodies > 0)
+    dependencies: list[tuple[str | None, Dependency]] = [(None, planner.dependency(one, None)) for one in before]
+    return planner.plan(_with_connection(parameters_of(handler), kind, path), dependencies)
 
 
 def _with_connection(parameters: list[Parameter], kind: str, path: Mapping[str, Any]) -> list[Parameter]:
-    """The parameters; if none asks for the connection, the first bare one gets it."""
+    """The parameters; if none asks for the WebSocket or request, the first bare one gets it."""
     own: Any = WebSocket if kind == "websocket" else Request
-    if any(_connection_class(parameter.type) for parameter in parameters):
+    if any(_connection_class(parameter.type) is own for parameter in parameters):
         return parameters
     for at, (name, annotation, default, marker) in enumerate(parameters):
         if annotation is EMPTY and default is REQUIRED and marker is None and name not in path:
@@ -102,18 +155,74 @@ def _with_connection(parameters: list[Parameter], kind: str, path: Mapping[str, 
 class _Planner:
     """Decides for one handler where each parameter comes from."""
 
-    def __init__(self, kind: str, path: Mapping[str, Converter[Any]], *, body: bool) -> None:
+    def __init__(
+        self,
+        kind: str,
+        path: Mapping[str, Converter[Any]],
+        *,
+        body: bool,
+        chain: tuple[Handler, ...] = (),
+    ) -> None:
         self.kind = kind
         self.path = path
         self.body = body
+        self.chain = chain
         self.bodies = 0
         self.decoder: MessageDecoder | None = None
+
+    def plan(
+        self,
+        parameters: list[Parameter],
+        dependencies: Iterable[tuple[str | None, Dependency]] = (),
+    ) -> Plan:
+        """The plan for these parameters, after what must be run before."""
+        needed = list(dependencies)
+        steps = []
+        for parameter in parameters:
+            if isinstance(parameter.marker, Depends):
+                needed.append((parameter.name, self.dependency(parameter.marker, parameter)))
+            else:
+                steps.append((parameter.name, self.read(parameter)))
+        return Plan(tuple(steps), tuple(needed), self.decoder, needs_body=self.bodies > 0)
+
+    def dependency(self, marker: Depends, parameter: Parameter | None) -> Dependency:
+        """What a `Depends` stands for, planned; errors tell the chain that led there."""
+        call = marker.dependency
+        if call is None and parameter is not None and inspect.isclass(parameter.type):
+            call = parameter.type
+        if not callable(call):
+            raise SignatureError(
+                f"Depends({call!r}) is no function",
+                "Write Depends(function), or annotate the parameter with a class: Annotated[Service, Depends()].",
+            )
+
+        def build(function: Handler) -> Dependency:
+            return Dependency(function, self._plan_below(function), build, use_cache=marker.use_cache)
+
+        return build(call)
+
+    def _plan_below(self, call: Handler) -> Plan:
+        chain = (*self.chain, call)
+        if call in self.chain:
+            raise SignatureError(
+                f"a dependency needs itself: {' -> '.join(name_of(one) for one in chain)}",
+                "Take one of them out of the circle.",
+            )
+        below = _Planner(self.kind, self.path, body=self.body, chain=chain)
+        below.bodies = self.bodies
+        try:
+            plan = below.plan(parameters_of(call))
+        except SignatureError as error:
+            error.where = error.where or f"{whereabouts(call)}, a dependency"
+            raise
+        self.bodies = below.bodies
+        return plan
 
     def read(self, parameter: Parameter) -> Read:
         """How the parameter is read."""
         if _connection_class(parameter.type):
             return self._connection(parameter)
-        if parameter.marker is not None:
+        if isinstance(parameter.marker, Marker):
             return self._marked(parameter, parameter.marker.place)
         if parameter.name in self.path:
             return self._marked(parameter, "path")
@@ -135,7 +244,7 @@ class _Planner:
         if cls not in allowed:
             names = " or ".join(one.__name__ for one in reversed(allowed))
             raise SignatureError(
-                f"parameter {parameter.name!r} asks for a {name_of(cls)}, but this is a handler of {self.kind}",
+                f"parameter {parameter.name!r} asks for a {name_of(cls)}, but this serves {_KINDS[self.kind]}",
                 f"Annotate it with {names}.",
             )
         declared = typing.get_args(parameter.type)

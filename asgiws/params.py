@@ -84,3 +84,18 @@ def Cookie(default: Any = REQUIRED, **options: Any) -> Any:
 def Body(default: Any = REQUIRED, **options: Any) -> Any:
     """The JSON body of an HTTP request, decoded into the annotated type; see `Query` for the options."""
     return _marker("body", default, options)
+
+
+class Depends(msgspec.Struct, frozen=True, eq=False):
+    """A value that another function gives: `user: Annotated[User, Depends(current_user)]`.
+
+    The function takes the same parameters as a handler, other dependencies among them. It may be async or not, a class,
+    or a generator that yields the value and cleans up behind it: when the connection ends, however it ends.
+
+    Attributes:
+        dependency: The function; left out, the annotated class.
+        use_cache: Whether one connection asks the function once, or each who depends on it anew.
+    """
+
+    dependency: Callable[..., Any] | None = None
+    use_cache: bool = msgspec.field(default=True)

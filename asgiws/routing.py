@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from .endpoints import Endpoint, check_handler, endpoint_for
-from .errors import RegistrationError, RouteError, did_you_mean, whereabouts
+from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, whereabouts
 from .injection import plan_for
+from .params import Depends
 from .paths import CONVERTERS, Converter, PathTree, Template, parse_template
 from .types import ASGIApp, Handler, Receive, Scope, Send
 
@@ -42,6 +43,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         handler: What was registered.
         name: For `url_path_for`.
         where: The handler and its place in the source.
+        dependencies: What is run before the handler, besides what it depends on itself.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     handler: Handler
     name: str
     where: str
+    dependencies: tuple[Depends, ...] = ()
 
     @property
     def path(self) -> str:
@@ -70,7 +73,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     def endpoint(self) -> Endpoint:
         """The route's handler as an endpoint; raises SignatureError if it cannot work."""
         body = not self.methods or not _WITHOUT_BODY.issuperset(self.methods)
-        plan = plan_for(self.handler, self.kind, self.template.converters(), body=body)
+        plan = plan_for(self.handler, self.kind, self.template.converters(), body=body, before=self.dependencies)
         label = " ".join((*self.methods, self.path)) if self.methods else f"websocket {self.path}"
         return endpoint_for(self.handler, plan, self.kind, f"{label} ({self.where})")
 
@@ -122,13 +125,20 @@ class Router:
 
     Args:
         prefix: Goes before the path of every route.
+        dependencies: Run before the handler of every route.
         converters: Converters of your own, by the name that templates use.
 
     Raises:
         RouteError: The prefix or a converter cannot work.
     """
 
-    def __init__(self, prefix: str = "", *, converters: Mapping[str, Converter[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        prefix: str = "",
+        *,
+        dependencies: Iterable[Depends] | None = None,
+        converters: Mapping[str, Converter[Any]] | None = None,
+    ) -> None:
         self.converters: Mapping[str, Converter[Any]] = {**CONVERTERS, **(converters or {})}
         for name, converter in self.converters.items():
             if isinstance(converter, type) or not callable(getattr(converter, "convert", None)):
@@ -139,50 +149,102 @@ class Router:
                     else "Subclass asgiws.paths.Converter.",
                 )
         self.routes: list[Route | Mount] = []
+        self._dependencies = _checked(dependencies)
         self._prefix = self._parse_prefix(prefix)
         self._tree: PathTree[tuple[Any, Endpoint | None]] = PathTree()
         self._included = False
 
     # Registration
 
-    def websocket(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+    def websocket(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of WebSockets: an async function, or an async generator whose items are sent.
 
         Args:
             path: The path template.
             name: For `url_path_for`; the handler's own name if left out.
+            dependencies: Run before the handler, besides what it depends on itself.
 
         Raises:
             RouteError: The path cannot work.
             SignatureError: The handler's parameters cannot be filled.
         """
-        return self._registrar("websocket", (), path, name)
+        return self._registrar("websocket", (), path, name, dependencies)
 
-    def route(self, path: str, *, methods: Iterable[str] = ("GET",), name: str | None = None) -> Callable[[H], H]:
+    def route(
+        self,
+        path: str,
+        *,
+        methods: Iterable[str] = ("GET",),
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of HTTP requests; raises as `websocket`."""
-        return self._registrar("http", tuple(method.upper() for method in methods), path, name)
+        return self._registrar("http", tuple(method.upper() for method in methods), path, name, dependencies)
 
-    def get(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+    def get(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of GET, and of HEAD; raises as `websocket`."""
-        return self._registrar("http", ("GET",), path, name)
+        return self._registrar("http", ("GET",), path, name, dependencies)
 
-    def post(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+    def post(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of POST; raises as `websocket`."""
-        return self._registrar("http", ("POST",), path, name)
+        return self._registrar("http", ("POST",), path, name, dependencies)
 
-    def put(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+    def put(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of PUT; raises as `websocket`."""
-        return self._registrar("http", ("PUT",), path, name)
+        return self._registrar("http", ("PUT",), path, name, dependencies)
 
-    def patch(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+    def patch(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of PATCH; raises as `websocket`."""
-        return self._registrar("http", ("PATCH",), path, name)
+        return self._registrar("http", ("PATCH",), path, name, dependencies)
 
-    def delete(self, path: str, *, name: str | None = None) -> Callable[[H], H]:
+    def delete(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dependencies: Iterable[Depends] | None = None,
+    ) -> Callable[[H], H]:
         """Register a handler of DELETE; raises as `websocket`."""
-        return self._registrar("http", ("DELETE",), path, name)
+        return self._registrar("http", ("DELETE",), path, name, dependencies)
 
-    def _registrar(self, kind: str, methods: tuple[str, ...], path: str, name: str | None) -> Callable[[H], H]:
+    def _registrar(
+        self,
+        kind: str,
+        methods: tuple[str, ...],
+        path: str,
+        name: str | None,
+        dependencies: Iterable[Depends] | None,
+    ) -> Callable[[H], H]:
         if kind == "http" and not methods:
             raise RouteError(f"the route {path!r} has no methods", "Name at least one, such as methods=['GET'].")
         if not isinstance(path, str):
@@ -190,13 +252,15 @@ class Router:
                 f"a route needs a path, got {path!r}", "Write @app.websocket('/path'), with the parentheses."
             )
 
+        before = self._dependencies + _checked(dependencies)
+
         def register(handler: H) -> H:
             where = whereabouts(handler)
             try:
                 check_handler(handler, kind)
                 template = self._parse(path).under(self._prefix)
                 label = name or str(getattr(handler, "__name__", type(handler).__name__))
-                self._add(Route(kind, methods, template, handler, label, where))
+                self._add(Route(kind, methods, template, handler, label, where, before))
             except RegistrationError as error:
                 error.where = error.where or where
                 raise
@@ -204,8 +268,18 @@ class Router:
 
         return register
 
-    def include_router(self, router: "Router", prefix: str = "") -> None:
+    def include_router(
+        self,
+        router: "Router",
+        prefix: str = "",
+        dependencies: Iterable[Depends] | None = None,
+    ) -> None:
         """Take over all routes and mounts of a router, below a prefix.
+
+        Args:
+            router: Its routes keep their own dependencies. A mounted application has none of ours.
+            prefix: Goes before the path of every route.
+            dependencies: Run after those of the app, the router and the route, before the handler.
 
         Raises:
             RouteError: The prefix or a route cannot work here.
@@ -218,8 +292,11 @@ class Router:
         if router is self:
             raise RouteError("a router cannot include itself")
         before = self._parse_prefix(prefix).under(self._prefix)
+        added = _checked(dependencies)
         for route in router.routes:
             moved = msgspec.structs.replace(route, template=route.template.under(before))
+            if isinstance(moved, Route):
+                moved = msgspec.structs.replace(moved, dependencies=self._dependencies + moved.dependencies + added)
             try:
                 self._add(moved)
             except RegistrationError as error:
@@ -300,6 +377,16 @@ class Router:
         raise RouteError(
             f"no route is named {name!r}", f"Known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
         )
+
+
+def _checked(dependencies: Iterable[Depends] | None) -> tuple[Depends, ...]:
+    found = tuple(dependencies or ())
+    for one in found:
+        if not isinstance(one, Depends):
+            raise SignatureError(
+                f"dependencies takes a list of Depends(...), got {one!r}", "Write [Depends(function)]."
+            )
+    return found
 
 
 def _conflict(route: Route | Mount, other: Route | Mount) -> RouteError:

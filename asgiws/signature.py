@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from .errors import SignatureError
-from .params import REQUIRED, Marker
+from .params import REQUIRED, Depends, Marker
 from .types import Handler
 
 EMPTY = inspect.Parameter.empty
@@ -23,20 +23,22 @@ class Parameter(NamedTuple):
     name: str
     type: Any
     default: Any
-    marker: Marker | None
+    marker: Marker | Depends | None
 
     def wire_name(self) -> str:
         """The name under which the client sends it."""
         marker = self.marker
-        if marker is not None and marker.alias is not None:
+        if not isinstance(marker, Marker):
+            return self.name
+        if marker.alias is not None:
             return marker.alias
-        if marker is not None and marker.place == "header" and marker.convert_underscores:
+        if marker.place == "header" and marker.convert_underscores:
             return self.name.replace("_", "-")
         return self.name
 
     def default_value(self) -> Callable[[], Any] | None:
         """A function that gives the default; None if there is none."""
-        if self.marker is not None and self.marker.default_factory is not None:
+        if isinstance(self.marker, Marker) and self.marker.default_factory is not None:
             return self.marker.default_factory
         default = self.default
         if default is REQUIRED:
@@ -53,7 +55,12 @@ def parameters_of(handler: Handler) -> list[Parameter]:
         SignatureError: One of them can never be filled, or an annotation is unknown.
     """
     target = handler.func if isinstance(handler, functools.partial) else handler
-    function = target if inspect.isroutine(target) or inspect.isclass(target) else type(target).__call__
+    if inspect.isclass(target):
+        function: Any = target.__init__
+        if function is object.__init__:
+            return []
+    else:
+        function = target if inspect.isroutine(target) else type(target).__call__
     hints = _hints(inspect.unwrap(function))
     found = []
     for parameter in inspect.signature(handler).parameters.values():
@@ -93,18 +100,18 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
     markers = []
     if typing.get_origin(annotation) is Annotated:
         base, *extras = typing.get_args(annotation)
-        markers = [extra for extra in extras if isinstance(extra, Marker)]
-        kept = tuple(extra for extra in extras if not isinstance(extra, Marker))
+        markers = [extra for extra in extras if isinstance(extra, Marker | Depends)]
+        kept = tuple(extra for extra in extras if not isinstance(extra, Marker | Depends))
         annotation = Annotated[(base, *kept)] if kept else base
-    if isinstance(default, Marker):
+    if isinstance(default, Marker | Depends):
         markers.append(default)
         default = EMPTY
     if len(markers) > 1:
         raise SignatureError(f"parameter {name!r} has {len(markers)} markers", "One says where it comes from.")
     marker = markers[0] if markers else None
     if default is EMPTY:
-        default = marker.default if marker is not None else REQUIRED
-    if marker is not None and marker.constraints:
+        default = marker.default if isinstance(marker, Marker) else REQUIRED
+    if isinstance(marker, Marker) and marker.constraints:
         annotation = _constrained(annotation, marker.constraints, name)
     return Parameter(name, annotation, default, marker)
 
