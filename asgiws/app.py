@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 
 from .connection import Connection
 from .endpoints import Endpoint, fail, refusal
-from .errors import ConfigurationError, HTTPException, ProtocolError
+from .errors import ConfigurationError, HTTPException, ProtocolError, RouteError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
 from .params import Depends
-from .paths import Converter
+from .paths import WEBSOCKET, Converter
 from .routing import Mount, Route, Router, route_path
 from .security import OriginPolicy
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
@@ -134,6 +134,8 @@ class App(Router):
         return None
 
     def _endpoint(self, route: Route | Mount) -> Endpoint:
+        if isinstance(route, Route) and not route.template.segments:
+            raise RouteError("a path starts with '/', got ''", "Write '/'.")
         return route.serve if isinstance(route, Mount) else route.endpoint()
 
     # Serving
@@ -171,7 +173,7 @@ class App(Router):
         """What serves the scope, and the path parameters."""
         path = route_path(scope)
         if scope["type"] == "websocket":
-            found = self._tree.match("websocket", path)
+            found = self._tree.match(WEBSOCKET, path)
         else:
             found = self._tree.match(scope["method"], path)
             if found is None and scope["method"] == "HEAD":
@@ -180,7 +182,7 @@ class App(Router):
             (_, endpoint), params = found
             if endpoint is not None:
                 return endpoint, params
-        methods = self._tree.kinds(path) - {"websocket"} if scope["type"] == "http" else None
+        methods = self._tree.kinds(path) - {WEBSOCKET} if scope["type"] == "http" else None
         if methods:
             allow = methods | {"HEAD"} if "GET" in methods else methods
             return refusal("http", HTTPException(405, headers={"allow": ", ".join(sorted(allow))})), {}

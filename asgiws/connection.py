@@ -21,11 +21,12 @@ class MultiDict(Mapping[str, str]):
     `[key]` and `get` give the last value, as Starlette's `QueryParams` do; `getlist` gives all of them.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ("_pairs", "_values")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self._pairs = list(pairs)
         self._values: dict[str, list[str]] = {}
-        for key, value in pairs:
+        for key, value in self._pairs:
             self._values.setdefault(key, []).append(value)
 
     def __getitem__(self, key: str) -> str:
@@ -47,8 +48,8 @@ class MultiDict(Mapping[str, str]):
         return list(self._values.get(key, ()))
 
     def multi_items(self) -> list[tuple[str, str]]:
-        """Every key and value, one pair a value."""
-        return [(key, value) for key, values in self._values.items() for value in values]
+        """Every key and value, one pair a value, in the order in which they came."""
+        return list(self._pairs)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {', '.join(map(repr, self._values)) or 'nothing'}>"
@@ -88,6 +89,8 @@ class State:
         object.__setattr__(self, "_values", values)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_values":  # asked for by copy and pickle, before there is anything
+            raise AttributeError(name)
         try:
             return self._values[name]
         except KeyError:
@@ -111,6 +114,9 @@ class State:
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
+
+    def __copy__(self) -> "State":
+        return State(dict(self._values))
 
     def __repr__(self) -> str:
         return f"<State of {', '.join(map(str, self._values)) or 'nothing'}>"
@@ -220,27 +226,40 @@ class Connection:
         hosts = [value for name, value in scope.get("headers") or () if name.lower() == b"host"]
         host = parse_authority(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
         if host is None:
-            server = _address(scope.get("server"))
-            host = (server.host, server.port) if server is not None else ("", None)
+            server = scope.get("server")
+            host = (server[0], int(server[1])) if server and server[1] is not None else ("", None)
         scheme = scope.get("scheme") or ("ws" if scope["type"] == "websocket" else "http")
         query = (scope.get("query_string") or b"").decode("latin-1")
-        return URL(scheme, host[0], host[1], scope.get("path") or "/", query)
+        return URL(scheme, host[0], host[1], "".join(split_root(scope)) or "/", query)
 
 
 # Patterns are not compiled here but by the first who uses them: `re` keeps them, and an import stays quick.
-_AUTHORITY = r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+_AUTHORITY = r"(?P<host>[\w-]+(?:\.[\w-]+)*\.?|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\])(?::(?P<port>[0-9]{1,5}))?"
 _LAST_PORT = 65535
 
 
 def parse_authority(text: str) -> tuple[str, int | None] | None:
     """Host (small letters, no brackets) and port of `host:port`; None for anything else (RFC 3986, 3.2)."""
-    found = re.fullmatch(_AUTHORITY, text)
+    found = re.fullmatch(_AUTHORITY, text, re.ASCII)
     if found is None:
         return None
     port = int(found["port"]) if found["port"] else None
     if port is not None and port > _LAST_PORT:
         return None
     return found["host"].strip("[]").lower(), port
+
+
+def split_root(scope: Scope) -> tuple[str, str]:
+    """The root path of a scope, and the path below it: "" for the root path itself.
+
+    uvicorn puts the root path before the path, other servers do not: it is taken off where it is there, on a segment's
+    border.
+    """
+    path: str = scope.get("path") or "/"
+    root: str = (scope.get("root_path") or "").rstrip("/")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return root, path[len(root) :]
+    return root, path
 
 
 def _address(pair: Any) -> Address | None:

@@ -11,6 +11,7 @@ from .connection import Connection
 from .errors import ParameterError, ParameterProblem
 from .injection import Dependency, Plan
 from .log import logger
+from .signature import function_of
 from .types import Handler
 
 CLEAN_UP = 5.0
@@ -56,7 +57,7 @@ async def solved(
             raise failure
 
 
-def _shield(scope: anyio.CancelScope) -> None:
+def _shield(scope: "anyio.CancelScope") -> None:  # quoted: `import asgiws` stays quick without this part of anyio
     scope.shield = True
     scope.deadline = anyio.current_time() + CLEAN_UP
 
@@ -107,10 +108,10 @@ class _Solving:
         return value
 
     async def _run(self, call: Handler, arguments: dict[str, Any]) -> Any:
-        function = call if inspect.isroutine(call) or inspect.isclass(call) else getattr(call, "__call__", call)  # noqa: B004
-        if inspect.isasyncgenfunction(call) or inspect.isasyncgenfunction(function):
+        function = function_of(call)
+        if inspect.isasyncgenfunction(function):
             return await self.stack.enter_async_context(contextlib.asynccontextmanager(call)(**arguments))
-        if inspect.isgeneratorfunction(call) or inspect.isgeneratorfunction(function):
+        if inspect.isgeneratorfunction(function):
             return self.stack.enter_context(contextlib.contextmanager(call)(**arguments))
         value = call(**arguments)
         return await value if inspect.isawaitable(value) else value

@@ -36,6 +36,7 @@ from .injection import Plan
 from .limits import Limits
 from .log import logger
 from .messages import encode
+from .signature import function_of
 from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
 from .websocket import WebSocket
@@ -86,8 +87,7 @@ def check_handler(handler: Any, kind: str) -> None:
         if kind == "http":
             raise SignatureError("a handler of HTTP cannot be a generator", "Return the whole result.")
         return
-    call = getattr(handler, "__call__", None)  # noqa: B004 - the function behind a callable object
-    if not (inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)):
+    if not inspect.iscoroutinefunction(function_of(handler)):
         raise SignatureError(
             "a handler must be async, got a plain function",
             "Write `async def`; run blocking code with `await anyio.to_thread.run_sync(...)`.",
@@ -136,8 +136,7 @@ async def fail(
 
 
 def _is_generator(handler: Any) -> bool:
-    call = getattr(handler, "__call__", None)  # noqa: B004
-    return inspect.isasyncgenfunction(handler) or inspect.isasyncgenfunction(call)
+    return inspect.isasyncgenfunction(function_of(handler))
 
 
 # WebSocket

@@ -20,7 +20,7 @@ from .params import REQUIRED, Depends, Marker
 from .paths import Converter
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .types import Handler
-from .values import Read, body_reader, path_reader, struct_reader, value_reader
+from .values import Read, body_reader, check_decodable, path_reader, struct_reader, value_reader
 from .websocket import WebSocket
 
 _KINDS = {"websocket": "a WebSocket", "http": "HTTP requests"}
@@ -144,7 +144,7 @@ def plan_for(
 def _with_connection(parameters: list[Parameter], kind: str, path: Mapping[str, Any]) -> list[Parameter]:
     """The parameters; if none asks for the WebSocket or request, the first bare one gets it."""
     own: Any = WebSocket if kind == "websocket" else Request
-    if any(_connection_class(parameter.type) is own for parameter in parameters):
+    if any(_connection_class(parameter.bare) is own for parameter in parameters):
         return parameters
     for at, (name, annotation, default, marker) in enumerate(parameters):
         if annotation is EMPTY and default is REQUIRED and marker is None and name not in path:
@@ -188,8 +188,8 @@ class _Planner:
     def dependency(self, marker: Depends, parameter: Parameter | None) -> Dependency:
         """What a `Depends` stands for, planned; errors tell the chain that led there."""
         call = marker.dependency
-        if call is None and parameter is not None and inspect.isclass(parameter.type):
-            call = parameter.type
+        if call is None and parameter is not None and inspect.isclass(parameter.bare):
+            call = parameter.bare
         if not callable(call):
             raise SignatureError(
                 f"Depends({call!r}) is no function",
@@ -220,13 +220,13 @@ class _Planner:
 
     def read(self, parameter: Parameter) -> Read:
         """How the parameter is read."""
-        if _connection_class(parameter.type):
+        if _connection_class(parameter.bare):
             return self._connection(parameter)
         if isinstance(parameter.marker, Marker):
             return self._marked(parameter, parameter.marker.place)
         if parameter.name in self.path:
             return self._marked(parameter, "path")
-        provider = getattr(parameter.type, "__from_connection__", None)
+        provider = getattr(parameter.bare, "__from_connection__", None)
         if provider is not None:
             return typing.cast("Read", provider)
         if self._is_struct(parameter):
@@ -234,12 +234,12 @@ class _Planner:
                 return self._marked(parameter, "body")
             raise SignatureError(
                 f"parameter {parameter.name!r} is a Struct, but nothing here has a body",
-                f"Mark it as Annotated[{name_of(parameter.type)}, Query()] to fill it from the query string.",
+                f"Mark it as Annotated[{name_of(parameter.bare)}, Query()] to fill it from the query string.",
             )
         return self._marked(parameter, "query")
 
     def _connection(self, parameter: Parameter) -> Read:
-        cls = _connection_class(parameter.type)
+        cls = _connection_class(parameter.bare)
         allowed = (Connection, WebSocket if self.kind == "websocket" else Request)
         if cls not in allowed:
             names = " or ".join(one.__name__ for one in reversed(allowed))
@@ -247,14 +247,14 @@ class _Planner:
                 f"parameter {parameter.name!r} asks for a {name_of(cls)}, but this serves {_KINDS[self.kind]}",
                 f"Annotate it with {names}.",
             )
-        declared = typing.get_args(parameter.type)
+        declared = typing.get_args(parameter.bare)
         if declared and declared[0] is not Any:
             self.decoder = _message_decoder(parameter.name, declared[0])
         return _itself if self.kind == "http" or cls is WebSocket else _bare
 
     @staticmethod
     def _is_struct(parameter: Parameter) -> bool:
-        cls = typing.get_origin(parameter.type) or parameter.type
+        cls = typing.get_origin(parameter.bare) or parameter.bare
         return isinstance(cls, type) and issubclass(cls, msgspec.Struct)
 
     def _marked(self, parameter: Parameter, place: str) -> Read:
@@ -302,14 +302,5 @@ def _connection_class(annotation: Any) -> type[Connection] | None:
 
 
 def _message_decoder(name: str, declared: Any) -> MessageDecoder:
-    try:
-        decoder = decoder_for(declared)
-        custom = isinstance(msgspec.inspect.type_info(declared), msgspec.inspect.CustomType)
-    except TypeError as error:
-        raise SignatureError(f"parameter {name!r} declares messages that cannot be decoded", f"{error}.") from None
-    if custom:
-        raise SignatureError(
-            f"parameter {name!r} declares messages of type {name_of(declared)!r}, which msgspec does not know",
-            "Use msgspec.Struct, dataclasses, TypedDict, NamedTuple or builtin types.",
-        )
-    return decoder
+    check_decodable(declared, f"parameter {name!r} declares messages")
+    return decoder_for(declared)

@@ -152,6 +152,30 @@ def lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
+def unknown_type(type: Any) -> Any:
+    """The first type in a declaration that msgspec does not know, and so could never decode; None if it knows all.
+
+    Raises:
+        TypeError: msgspec refuses the declaration.
+        NameError: It names something that cannot be found.
+    """
+    pending = [msgspec.inspect.type_info(type)]
+    seen: set[int] = set()
+    while pending:
+        info = pending.pop()
+        if id(info) in seen:
+            continue
+        seen.add(id(info))
+        if isinstance(info, msgspec.inspect.CustomType):
+            return info.cls
+        for name in ("types", "item_types", "fields"):
+            pending += getattr(info, name, ())
+        for name in ("item_type", "key_type", "value_type", "type"):
+            if isinstance(getattr(info, name, None), msgspec.inspect.Type):
+                pending.append(getattr(info, name))
+    return None
+
+
 def _tags_of(type: Any) -> tuple[str | None, tuple[Any, ...]]:
     """The field that tells the messages of a union apart, and its valid values."""
     info = msgspec.inspect.type_info(type)

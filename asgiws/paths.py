@@ -139,6 +139,9 @@ class UUIDConverter(Converter[uuid.UUID]):
 
 
 STR, PATH, INT, FLOAT = StrConverter(), PathConverter(), IntConverter(), FloatConverter()
+WEBSOCKET = "websocket:"
+"""The kind of WebSockets in a tree. It is no HTTP method, whatever a client sends: those have no colon."""
+
 CONVERTERS: Mapping[str, Converter[Any]] = {
     "float": FLOAT,
     "int": INT,
@@ -179,7 +182,9 @@ class Template:
 
     def match(self, path: str) -> dict[str, Any] | None:
         """The parameters if this template, asked alone, matches a whole path; else None."""
-        parts = path.split("/")[1:]
+        first, *parts = path.split("/")
+        if first:
+            return None
         takes_rest = bool(self.segments) and self.segments[-1] is PATH
         if takes_rest and len(parts) >= len(self.segments):
             last = len(self.segments) - 1
@@ -311,7 +316,7 @@ class Node(Generic[T]):
 class PathTree(Generic[T]):
     """All templates of a router. A match is one walk down the segments of the path.
 
-    Each value stands under a template and a kind ("websocket", "GET", ...): a template that has no value of the kind
+    Each value stands under a template and a kind (`WEBSOCKET` or an HTTP method): a template that has no value of the kind
     that is asked for is passed over like one that does not match.
     """
 
@@ -322,19 +327,25 @@ class PathTree(Generic[T]):
         self._kinds: set[str] = set()
 
     def add(self, kind: str, template: Template, value: T) -> T | None:
-        """Put a value under a template; if one that could never be told apart is there, return that and add nothing."""
-        if template.segments[-1] is PATH:
-            slot = self._descend(template.segments[:-1]).rest
-        else:
-            slot = self._descend(template.segments).here
+        """Put a value under a template; if one that could never be told apart stands there, that is returned instead."""
+        slot = self._slot(template)
         self._kinds.add(kind)
         found = slot.setdefault(kind, (value, template.names))
         return None if found[0] is value else found[0]
 
+    def standing(self, kind: str, template: Template) -> T | None:
+        """The value that could never be told apart from one under this template; None if there is none."""
+        found = self._slot(template).get(kind)
+        return None if found is None else found[0]
+
+    def _slot(self, template: Template) -> dict[str, Leaf[T]]:
+        if template.segments and template.segments[-1] is PATH:
+            return self._descend(template.segments[:-1]).rest
+        return self._descend(template.segments).here
+
     def add_mount(self, template: Template, value: T) -> T | None:
         """Put a value under a template and all that lies below it, for every kind; else as `add`."""
-        segments = template.segments[:-1] if template.segments[-1] == "" else template.segments
-        node = self._descend(segments)
+        node = self._descend(template.segments)
         if node.mount is not None:
             return node.mount[0]
         node.mount = (value, template.names)
@@ -364,9 +375,12 @@ class PathTree(Generic[T]):
         return child
 
     def match(self, kind: str, path: str) -> tuple[T, dict[str, Any]] | None:
-        """The value for a path that starts with "/", and the parameters from it; None if there is none."""
+        """The value for a path, and the parameters from it; None if there is none, or no "/" at its start."""
+        segments = path.split("/")
+        if segments[0]:
+            return None
         values: list[Any] = []
-        found = _walk(self._root, path.split("/"), 1, kind, values)
+        found = _walk(self._root, segments, 1, kind, values)
         if found is None:
             return None
         value, names = found

@@ -5,12 +5,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from .connection import split_root
 from .endpoints import Endpoint, check_handler, endpoint_for
 from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, whereabouts
 from .injection import plan_for
 from .params import Depends
-from .paths import CONVERTERS, Converter, PathTree, Template, parse_template
+from .paths import CONVERTERS, PATH, WEBSOCKET, Converter, PathTree, Template, parse_template
 from .types import ASGIApp, Handler, Receive, Scope, Send
+from .wire import is_token
 
 H = TypeVar("H", bound=Handler)
 
@@ -18,19 +20,8 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD"})
 
 
 def route_path(scope: Scope) -> str:
-    """The path to route on: without the root path, if that is there and ends at a segment's border.
-
-    uvicorn puts the root path before the path, other servers do not.
-    """
-    path: str = scope.get("path") or "/"
-    root = (scope.get("root_path") or "").rstrip("/")
-    if root and path.startswith(root):
-        rest = path[len(root) :]
-        if not rest:
-            return "/"
-        if rest[0] == "/":
-            return rest
-    return path
+    """The path to route on: below the root path."""
+    return split_root(scope)[1] or "/"
 
 
 class Route(msgspec.Struct, frozen=True, eq=False):
@@ -62,11 +53,11 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     @property
     def kinds(self) -> tuple[str, ...]:
         """What the tree of paths knows the route under."""
-        return self.methods or ("websocket",)
+        return self.methods or (WEBSOCKET,)
 
     def matches(self, scope: Scope) -> dict[str, Any] | None:
         """The path parameters if the route, asked alone, takes this scope; else None."""
-        kind = "websocket" if scope["type"] == "websocket" else scope.get("method", "GET")
+        kind = WEBSOCKET if scope["type"] == "websocket" else scope.get("method", "GET")
         taken = kind in self.kinds or (kind == "HEAD" and "GET" in self.kinds)
         return self.template.match(route_path(scope)) if taken else None
 
@@ -93,13 +84,13 @@ class Mount(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def path(self) -> str:
-        """The path template, as it was written."""
-        return self.template.text
+        """The path template."""
+        return self.template.text or "/"
 
     def matches(self, scope: Scope) -> dict[str, Any] | None:
         """The path parameters if the scope's path is the mount's or lies below it; else None."""
         prefix, _ = self._split(route_path(scope))
-        return self.template.match(prefix or "/")
+        return self.template.match(prefix)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Any) -> None:
         """Hand the connection over, with the mount's path in `root_path` (ASGI, HTTP connection scope)."""
@@ -115,7 +106,7 @@ class Mount(msgspec.Struct, frozen=True, eq=False):
     def _split(self, path: str) -> tuple[str, str]:
         """The part of the path that is the mount's, and what lies below it."""
         parts = path.split("/")
-        depth = 1 if self.path == "/" else 1 + len(self.template.segments)
+        depth = 1 + len(self.template.segments)
         rest = parts[depth:]
         return "/".join(parts[:depth]), "/" + "/".join(rest) if rest else ""
 
@@ -185,7 +176,7 @@ class Router:
         dependencies: Iterable[Depends] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of HTTP requests; raises as `websocket`."""
-        return self._registrar("http", tuple(method.upper() for method in methods), path, name, dependencies)
+        return self._registrar("http", _method_names(methods, path), path, name, dependencies)
 
     def get(
         self,
@@ -245,8 +236,6 @@ class Router:
         name: str | None,
         dependencies: Iterable[Depends] | None,
     ) -> Callable[[H], H]:
-        if kind == "http" and not methods:
-            raise RouteError(f"the route {path!r} has no methods", "Name at least one, such as methods=['GET'].")
         if not isinstance(path, str):
             raise RouteError(
                 f"a route needs a path, got {path!r}", "Write @app.websocket('/path'), with the parentheses."
@@ -294,10 +283,10 @@ class Router:
         before = self._parse_prefix(prefix).under(self._prefix)
         added = _checked(dependencies)
         for route in router.routes:
-            moved = msgspec.structs.replace(route, template=route.template.under(before))
-            if isinstance(moved, Route):
-                moved = msgspec.structs.replace(moved, dependencies=self._dependencies + moved.dependencies + added)
             try:
+                moved = msgspec.structs.replace(route, template=route.template.under(before))
+                if isinstance(moved, Route):
+                    moved = msgspec.structs.replace(moved, dependencies=self._dependencies + moved.dependencies + added)
                 self._add(moved)
             except RegistrationError as error:
                 error.where = error.where or getattr(route, "where", "")
@@ -316,8 +305,10 @@ class Router:
             raise RouteError(f"a Router is no ASGI application, got one to mount at {path!r}", "Use include_router().")
         if not callable(app):
             raise RouteError(f"mount() takes an ASGI application, got {app!r} at {path!r}")
-        template = self._parse(path.rstrip("/") or "/").under(self._prefix)
-        if any(converter is CONVERTERS["path"] for converter in template.converters().values()):
+        if not path.startswith("/"):
+            raise RouteError(f"a path starts with '/', got {path!r}", f"Write {'/' + path!r}.")
+        template = self._parse(path.rstrip("/")).under(self._prefix)
+        if PATH in template.segments:
             raise RouteError(f"the mount {path!r} takes all below it anyway", "Leave the parameter of 'path' out.")
         self._add(Mount(template, app, name))
 
@@ -327,7 +318,10 @@ class Router:
     def _parse_prefix(self, prefix: str) -> Template:
         if prefix.endswith("/"):
             raise RouteError(f"a prefix does not end with '/', got {prefix!r}", f"Write {prefix.rstrip('/')!r}.")
-        return self._parse(prefix)
+        template = self._parse(prefix)
+        if PATH in template.segments:
+            raise RouteError(f"the prefix {prefix!r} takes the whole path", "Use 'str' for one segment.")
+        return template
 
     def _add(self, route: Route | Mount) -> None:
         """Take a route in; raises and changes nothing if it cannot work."""
@@ -338,13 +332,24 @@ class Router:
             )
         endpoint = self._endpoint(route)
         if isinstance(route, Mount):
-            taken = [self._tree.add_mount(route.template, (route, endpoint))]
+            taken = self._tree.add_mount(route.template, (route, endpoint))
+            if taken is not None:
+                raise RouteError(f"something is already mounted at {taken[0].path!r}", "Give each mount its own path.")
         else:
-            taken = [self._tree.add(kind, route.template, (route, endpoint)) for kind in route.kinds]
-        for other in taken:
-            if other is not None:
-                raise _conflict(route, other[0])
+            self._check_free(route)
+            for kind in route.kinds:
+                self._tree.add(kind, route.template, (route, endpoint))
         self.routes.append(route)
+
+    def _check_free(self, route: Route) -> None:
+        for kind in route.kinds:
+            taken = self._tree.standing(kind, route.template)
+            if taken is not None:
+                raise RouteError(
+                    f"the route {route.path!r} can never be told apart from {taken[0].path!r} of {taken[0].where}",
+                    "Give them different paths, methods or converters.",
+                    route.where,
+                )
 
     def _endpoint(self, route: Route | Mount) -> Endpoint | None:  # noqa: ARG002
         """What serves the route; a router alone serves nothing."""
@@ -389,11 +394,14 @@ def _checked(dependencies: Iterable[Depends] | None) -> tuple[Depends, ...]:
     return found
 
 
-def _conflict(route: Route | Mount, other: Route | Mount) -> RouteError:
-    if isinstance(route, Mount) or isinstance(other, Mount):
-        return RouteError(f"something is already mounted at {other.path!r}", "Give each mount its own path.")
-    return RouteError(
-        f"the route {route.path!r} can never be told apart from {other.path!r} of {other.where}",
-        "Give them different paths, methods or converters.",
-        route.where,
-    )
+def _method_names(methods: Iterable[str], path: str) -> tuple[str, ...]:
+    """The methods in capital letters, each once."""
+    names = () if isinstance(methods, str) else tuple(dict.fromkeys(str(method).upper() for method in methods))
+    if not names or not all(map(is_token, names)):
+        raise RouteError(
+            f"the route {path!r} has no methods"
+            if not names
+            else f"the route {path!r} has the methods {list(names)!r}",
+            "Name at least one, such as methods=['GET'].",
+        )
+    return names

@@ -49,7 +49,9 @@ class OriginPolicy:
     def __init__(self, allowed: Iterable[str] | None) -> None:
         if isinstance(allowed, str):
             raise ConfigurationError(f"allowed_origins takes a list, got a str: write [{allowed!r}]")
-        entries = [] if allowed is None else list(allowed)
+        if not (allowed is None or isinstance(allowed, Iterable)):
+            raise ConfigurationError(f"allowed_origins takes a list of origins, got {allowed!r}")
+        entries = list(allowed or ())
         self._same = allowed is None
         self._any = "*" in entries
         self._null = "null" in entries
@@ -60,13 +62,13 @@ class OriginPolicy:
                 self._allow(entry)
 
     def _allow(self, entry: str) -> None:
-        scheme, separator, authority = entry.partition("://")
+        scheme, separator, authority = entry.partition("://") if isinstance(entry, str) else ("", "", "")
         if authority.startswith("*."):
             parsed = parse_origin(f"{scheme}{separator}{authority[2:]}")
             if parsed is not None:
                 self._suffixes.append((parsed[0], f".{parsed[1]}", parsed[2]))
                 return
-        parsed = parse_origin(entry)
+        parsed = parse_origin(entry) if separator else None
         if parsed is None:
             raise ConfigurationError(
                 f"allowed_origins holds origins such as 'https://example.com', 'https://*.example.com', 'null' or '*', "

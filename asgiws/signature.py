@@ -1,7 +1,9 @@
 """A handler's signature, taken apart: each parameter's name, type, default and marker."""
 
+import copy
 import functools
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -25,6 +27,11 @@ class Parameter(NamedTuple):
     default: Any
     marker: Marker | Depends | None
 
+    @property
+    def bare(self) -> Any:
+        """The type without what `Annotated` adds to it."""
+        return bare_type(self.type)
+
     def wire_name(self) -> str:
         """The name under which the client sends it."""
         marker = self.marker
@@ -43,8 +50,8 @@ class Parameter(NamedTuple):
         default = self.default
         if default is REQUIRED:
             return None
-        if isinstance(default, list | set | dict):  # each connection gets its own
-            return default.copy
+        if copy.deepcopy(default) is not default:  # it can change: each connection gets its own
+            return functools.partial(copy.deepcopy, default)
         return lambda: default
 
 
@@ -54,16 +61,15 @@ def parameters_of(handler: Handler) -> list[Parameter]:
     Raises:
         SignatureError: One of them can never be filled, or an annotation is unknown.
     """
-    target = handler.func if isinstance(handler, functools.partial) else handler
-    if inspect.isclass(target):
-        function: Any = target.__init__
-        if function is object.__init__:
-            return []
-    else:
-        function = target if inspect.isroutine(target) else type(target).__call__
+    function = function_of(handler)
+    if function is object.__init__:
+        return []
     hints = _hints(inspect.unwrap(function))
+    bound = handler.keywords if isinstance(handler, functools.partial) else {}
     found = []
     for parameter in inspect.signature(handler).parameters.values():
+        if parameter.name in bound:
+            continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise SignatureError(
                 f"parameter {str(parameter).partition(':')[0]!r} cannot be filled by name",
@@ -71,6 +77,15 @@ def parameters_of(handler: Handler) -> list[Parameter]:
             )
         found.append(_parameter(parameter.name, hints.get(parameter.name, EMPTY), parameter.default))
     return found
+
+
+def function_of(handler: Any) -> Any:
+    """The function behind a handler: what a partial calls, a class's `__init__`, an object's `__call__`."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isclass(handler):
+        return handler.__init__
+    return handler if inspect.isroutine(handler) else type(handler).__call__
 
 
 def _hints(function: Any) -> dict[str, Any]:
@@ -81,6 +96,11 @@ def _hints(function: Any) -> dict[str, Any]:
         raise SignatureError(
             f"the annotation {error.name!r} is unknown where the handler is defined",
             "Import it at run time too: an import under TYPE_CHECKING is not enough for a handler.",
+        ) from None
+    except Exception as error:  # noqa: BLE001 - an annotation is any expression
+        raise SignatureError(
+            f"an annotation cannot be evaluated: {type(error).__name__}: {error}",
+            "Annotations are read at run time: write them so that Python can evaluate them.",
         ) from None
 
 
@@ -101,7 +121,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
     if typing.get_origin(annotation) is Annotated:
         base, *extras = typing.get_args(annotation)
         markers = [extra for extra in extras if isinstance(extra, Marker | Depends)]
-        kept = tuple(extra for extra in extras if not isinstance(extra, Marker | Depends))
+        kept = tuple(extra for extra in extras if isinstance(extra, msgspec.Meta))
         annotation = Annotated[(base, *kept)] if kept else base
     if isinstance(default, Marker | Depends):
         markers.append(default)
@@ -134,9 +154,14 @@ def _constrained(annotation: Any, constraints: dict[str, Any], name: str) -> Any
             return typing.Optional[Annotated[others[0], msgspec.Meta(**constraints)]]  # noqa: UP045
         constrained = Annotated[annotation, msgspec.Meta(**constraints)]
         msgspec.inspect.type_info(constrained)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, re.error) as error:
         raise SignatureError(f"the constraints of parameter {name!r} do not fit its type", f"{error}.") from None
     return constrained
+
+
+def bare_type(annotation: Any) -> Any:
+    """An annotation without what `Annotated` adds to it."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
 def name_of(annotation: Any) -> str:

@@ -2,14 +2,14 @@
 
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from .connection import Connection
 from .errors import MessageError, ParameterError, ParameterProblem, SignatureError
 from .http import Request
-from .messages import decoder_for, split_path
+from .messages import decoder_for, split_path, unknown_type
 from .params import REQUIRED, Marker
 from .paths import Converter
 from .signature import EMPTY, Parameter, name_of
@@ -41,11 +41,9 @@ def path_reader(parameter: Parameter, name: str, converter: Converter[Any]) -> R
     produces = getattr(converter, "produces", None)
     if parameter.type in (EMPTY, Any, produces) or produces is None:
         return lambda connection: connection.path_params[name]
-    if produces is str:
-        kind = _kind_of(parameter)
-    else:
-        kind = "one"
-        info = _info.type_info(_unconstrained(parameter.type))
+    kind = _kind_of(parameter)
+    if produces is not str:
+        info = _info.type_info(parameter.bare)
         fits = _FITS.get(produces, (type(_info.type_info(produces)),))
         if isinstance(info, _PLAIN_SCALARS) and not isinstance(info, fits):
             raise SignatureError(
@@ -57,10 +55,6 @@ def path_reader(parameter: Parameter, name: str, converter: Converter[Any]) -> R
         raise _unfillable(parameter, "the path")
     convert = _convert_to(parameter.type, "path", name)
     return lambda connection: convert(connection.path_params[name])
-
-
-def _unconstrained(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
 def value_reader(parameter: Parameter, place: str) -> Read:
@@ -100,10 +94,10 @@ def _fetcher(place: str, name: str, *, many: bool) -> Callable[[Connection], Any
 
 def struct_reader(parameter: Parameter) -> Read:
     """Reads each field of a Struct from the query string, so that every wrong field is told."""
-    cls: Any = parameter.type
+    cls: Any = parameter.bare
     fields = [(field.name, value_reader(_field_parameter(field), "query")) for field in msgspec.structs.fields(cls)]
     names = {field.encode_name for field in msgspec.structs.fields(cls)}
-    forbids = typing.get_origin(cls) is None and cls.__struct_config__.forbid_unknown_fields
+    forbids = (typing.get_origin(cls) or cls).__struct_config__.forbid_unknown_fields
 
     def read(connection: Connection) -> Any:
         values = {}
@@ -136,10 +130,9 @@ def _field_parameter(field: msgspec.structs.FieldInfo) -> Parameter:
 
 def body_reader(parameter: Parameter) -> Read:
     """The body of a request, decoded from JSON. Raises SignatureError if msgspec does not know the type."""
-    try:
-        decode = decoder_for(Any if parameter.type is EMPTY else parameter.type)
-    except TypeError as error:
-        raise SignatureError(f"parameter {parameter.name!r} cannot be decoded from a body", f"{error}.") from None
+    declared = Any if parameter.type is EMPTY else parameter.type
+    check_decodable(declared, f"parameter {parameter.name!r} takes a body")
+    decode = decoder_for(declared)
     default = parameter.default_value()
 
     def read(request: Request) -> Any:
@@ -154,6 +147,24 @@ def body_reader(parameter: Parameter) -> Read:
             raise _invalid("body", error.path or "", error.detail.replace("the message is", "is")) from None
 
     return read
+
+
+def check_decodable(declared: Any, what: str) -> None:
+    """Refuse a declaration that msgspec cannot decode.
+
+    Raises:
+        SignatureError: It cannot.
+    """
+    try:
+        unknown = unknown_type(declared)
+        decoder_for(declared)
+    except (TypeError, NameError) as error:
+        raise SignatureError(f"{what} that cannot be decoded", f"{error}.") from None
+    if unknown is not None:
+        raise SignatureError(
+            f"{what} of type {name_of(unknown)!r}, which msgspec does not know",
+            "Use msgspec.Struct, dataclasses, TypedDict, NamedTuple or builtin types.",
+        )
 
 
 def _kind_of(parameter: Parameter) -> str:
@@ -183,8 +194,8 @@ def _kind_of_info(info: Any) -> str | None:
 
 
 def _unfillable(parameter: Parameter, source: str) -> SignatureError:
-    name = name_of(parameter.type)
-    module = getattr(parameter.type, "__module__", "")
+    name = name_of(parameter.bare)
+    module = getattr(parameter.bare, "__module__", "")
     if name in {"WebSocket", "Request"}:
         return SignatureError(
             f"parameter {parameter.name!r} is annotated with the {name} of {module}",
