@@ -172,16 +172,15 @@ class App(Router):
     def _find(self, scope: Scope) -> tuple[Endpoint, dict[str, Any]]:
         """What serves the scope, and the path parameters."""
         path = route_path(scope)
-        if scope["type"] == "websocket":
-            found = self._tree.match(WEBSOCKET, path)
-        else:
-            found = self._tree.match(scope["method"], path)
-            if found is None and scope["method"] == "HEAD":
-                found = self._tree.match("GET", path)
+        kind = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
+        found = self._tree.match(kind, path)
+        if kind == "HEAD" and (found is None or isinstance(found[0][0], Mount)):
+            found = self._tree.match("GET", path)
         if found is not None:
             (_, endpoint), params = found
             if endpoint is not None:
-                return endpoint, params
+                inherited = scope.get("path_params")
+                return endpoint, {**inherited, **params} if inherited else params
         methods = self._tree.kinds(path) - {WEBSOCKET} if scope["type"] == "http" else None
         if methods:
             allow = methods | {"HEAD"} if "GET" in methods else methods

@@ -199,6 +199,15 @@ def status_phrase(status: int) -> str:
         return "Error"
 
 
+def shown(value: Any) -> str:
+    """A value for an error text: its repr, if it has one, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a repr is anybody's code, and int's own refuses above 4,300 digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004
+
+
 def whereabouts(handler: Any) -> str:
     """A handler's name and its place in the source: `rooms.join, app/rooms.py:31`."""
     while isinstance(handler, functools.partial):

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from .errors import RouteError, did_you_mean
+from .errors import RouteError, did_you_mean, shown
 
 T = TypeVar("T")
 
@@ -114,9 +114,14 @@ class FloatConverter(Converter[float]):
 
     def to_string(self, value: float) -> str:
         """The number without an exponent, such that `convert` gives it back."""
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise ValueError("expected a finite float")
-        return format(decimal.Decimal(repr(value)), "f")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("expected a finite float")  # noqa: TRY004 - the protocol of converters is ValueError
+        exact = decimal.Decimal(int(value) if isinstance(value, int) else float.__repr__(value))
+        try:
+            self.convert(text := format(exact, "f"))
+        except ValueError:
+            raise ValueError("expected a finite float") from None
+        return text
 
 
 class UUIDConverter(Converter[uuid.UUID]):
@@ -170,8 +175,17 @@ class Template:
         self.segments = segments
         self.names = names
 
+    def __repr__(self) -> str:
+        return f"Template({self.text!r})"
+
     def under(self, prefix: "Template") -> "Template":
-        """The template below a prefix. Raises RouteError if both have a parameter of the same name."""
+        """The template below a prefix.
+
+        Raises:
+            RouteError: Both have a parameter of one name, or the prefix takes the rest of the path.
+        """
+        if PATH in prefix.segments:
+            raise _not_last(prefix.names[-1], prefix.text)
         for name in self.names:
             if name in prefix.names:
                 raise RouteError(
@@ -228,9 +242,9 @@ class Template:
             name = next(names)
             try:
                 text = segment.to_string(params[name])
+                parts.append(quote(text, safe="/" if segment is PATH else ""))
             except (ValueError, TypeError) as error:
-                raise RouteError(f"{name}={params[name]!r} does not fit into {self.text!r}: {error}") from None
-            parts.append(quote(text, safe="/" if segment is PATH else ""))
+                raise RouteError(f"{name}={shown(params[name])} does not fit into {self.text!r}: {error}") from None
         return "/" + "/".join(parts)
 
 
@@ -259,13 +273,17 @@ def parse_template(text: str, converters: Mapping[str, Converter[Any]] = CONVERT
         if name in names:
             raise RouteError(f"the parameter {name!r} stands twice in {text!r}", "Give each its own name.")
         if converter is PATH and position != len(parts) - 1:
-            raise RouteError(
-                f"the parameter {name!r} in {text!r} takes the rest of the path and so must be the last",
-                "Use 'str' for one segment.",
-            )
+            raise _not_last(name, text)
         names.append(name)
         segments.append(converter)
     return Template(text, tuple(segments), tuple(names))
+
+
+def _not_last(name: str, text: str) -> RouteError:
+    return RouteError(
+        f"the parameter {name!r} in {text!r} takes the rest of the path and so must be the last",
+        "Use 'str' for one segment.",
+    )
 
 
 def _odd_segment(part: str, text: str) -> RouteError:
@@ -316,8 +334,8 @@ class Node(Generic[T]):
 class PathTree(Generic[T]):
     """All templates of a router. A match is one walk down the segments of the path.
 
-    Each value stands under a template and a kind (`WEBSOCKET` or an HTTP method): a template that has no value of the kind
-    that is asked for is passed over like one that does not match.
+    Each value stands under a template and a kind: `WEBSOCKET` or an HTTP method. A template that has no value of the
+    kind that is asked for is passed over like one that does not match.
     """
 
     __slots__ = ("_kinds", "_root")
@@ -327,7 +345,7 @@ class PathTree(Generic[T]):
         self._kinds: set[str] = set()
 
     def add(self, kind: str, template: Template, value: T) -> T | None:
-        """Put a value under a template; if one that could never be told apart stands there, that is returned instead."""
+        """Put a value under a template, unless one that could never be told apart is there: that is returned."""
         slot = self._slot(template)
         self._kinds.add(kind)
         found = slot.setdefault(kind, (value, template.names))
@@ -345,7 +363,8 @@ class PathTree(Generic[T]):
 
     def add_mount(self, template: Template, value: T) -> T | None:
         """Put a value under a template and all that lies below it, for every kind; else as `add`."""
-        node = self._descend(template.segments)
+        segments = template.segments[:-1] if template.segments[-1:] == ("",) else template.segments
+        node = self._descend(segments)
         if node.mount is not None:
             return node.mount[0]
         node.mount = (value, template.names)
@@ -375,12 +394,11 @@ class PathTree(Generic[T]):
         return child
 
     def match(self, kind: str, path: str) -> tuple[T, dict[str, Any]] | None:
-        """The value for a path, and the parameters from it; None if there is none, or no "/" at its start."""
-        segments = path.split("/")
-        if segments[0]:
+        """The value for a path, and its parameters; None if there is none. A path starts with "/"."""
+        if path[:1] != "/":
             return None
         values: list[Any] = []
-        found = _walk(self._root, segments, 1, kind, values)
+        found = _walk(self._root, path.split("/"), 1, kind, values)
         if found is None:
             return None
         value, names = found

@@ -57,9 +57,9 @@ class Route(msgspec.Struct, frozen=True, eq=False):
 
     def matches(self, scope: Scope) -> dict[str, Any] | None:
         """The path parameters if the route, asked alone, takes this scope; else None."""
-        kind = WEBSOCKET if scope["type"] == "websocket" else scope.get("method", "GET")
+        kind = WEBSOCKET if self.kind == "websocket" else scope.get("method")
         taken = kind in self.kinds or (kind == "HEAD" and "GET" in self.kinds)
-        return self.template.match(route_path(scope)) if taken else None
+        return self.template.match(route_path(scope)) if taken and scope["type"] == self.kind else None
 
     def endpoint(self) -> Endpoint:
         """The route's handler as an endpoint; raises SignatureError if it cannot work."""
@@ -305,7 +305,7 @@ class Router:
             raise RouteError(f"a Router is no ASGI application, got one to mount at {path!r}", "Use include_router().")
         if not callable(app):
             raise RouteError(f"mount() takes an ASGI application, got {app!r} at {path!r}")
-        if not path.startswith("/"):
+        if path and not path.startswith("/"):
             raise RouteError(f"a path starts with '/', got {path!r}", f"Write {'/' + path!r}.")
         template = self._parse(path.rstrip("/")).under(self._prefix)
         if PATH in template.segments:
@@ -318,10 +318,7 @@ class Router:
     def _parse_prefix(self, prefix: str) -> Template:
         if prefix.endswith("/"):
             raise RouteError(f"a prefix does not end with '/', got {prefix!r}", f"Write {prefix.rstrip('/')!r}.")
-        template = self._parse(prefix)
-        if PATH in template.segments:
-            raise RouteError(f"the prefix {prefix!r} takes the whole path", "Use 'str' for one segment.")
-        return template
+        return Template("", (), ()).under(self._parse(prefix))
 
     def _add(self, route: Route | Mount) -> None:
         """Take a route in; raises and changes nothing if it cannot work."""
@@ -378,7 +375,7 @@ class Router:
             if colon and isinstance(mount, Mount) and mount.name == head and hasattr(mount.app, "url_path_for"):
                 own = {key: params.pop(key) for key in mount.template.names if key in params}
                 return mount.template.build(own).rstrip("/") + str(mount.app.url_path_for(tail, **params))
-        known = sorted({route.name for route in self.routes if route.name})
+        known = sorted({route.name for route in self.routes if isinstance(route, Route)})
         raise RouteError(
             f"no route is named {name!r}", f"Known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
         )
