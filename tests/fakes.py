@@ -1,19 +1,28 @@
 """Fake servers that behave like the real ones, and choke on what the real ones choke on.
 
-A `Shape` says how one server behaves (measured on the real ones); a `FakeServer` is one connection of it: the scope, the
-server's `receive` and `send`, and the client at the other end. What an application sends is checked as it comes: an event
-that the server could not take is noted in `choked` and raised as `ServerChokedError`, which a test must never see.
+A `Shape` says how one server behaves (measured on the real ones); a `FakeServer` is one connection of it: the scope,
+the server's `receive` and `send`, and the client at the other end. What an application sends is checked as it comes:
+an event that the server could not take is noted in `choked` and raised as `ServerChokedError`, which a test must never
+see.
 """
 
 import collections
+import contextlib
 import dataclasses
 import re
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import anyio
+import anyio.lowlevel
 
 DEADLINE = 5.0
 """Seconds after which a test that waits for something has failed."""
+
+Event: TypeAlias = dict[str, Any]
+Application: TypeAlias = Callable[..., Awaitable[Any]]
+Headers: TypeAlias = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -44,6 +53,7 @@ class Shape:
         own_codes_only: Close codes of the application other than 1000 and 3000-4999 raise.
         cancel_eats: A cancelled `receive()` loses an event.
         one_body: A denial with `more_body` raises.
+        late: An event whose `send()` was cancelled while it was blocked goes out all the same.
     """
 
     name: str
@@ -59,12 +69,13 @@ class Shape:
     own_codes_only: bool = False
     cancel_eats: bool = False
     one_body: bool = False
+    late: bool = False
 
 
-UVICORN_LEGACY = Shape("uvicorn-websockets", again="again")
+UVICORN_LEGACY = Shape("uvicorn-websockets", again="again", late=True)
 UVICORN = Shape("uvicorn-websockets-sansio")
 UVICORN_WSPROTO = Shape("uvicorn-wsproto")
-HYPERCORN = Shape("hypercorn", spec_version="2.3", both_keys=True, gone="silent", codes="1006")
+HYPERCORN = Shape("hypercorn", spec_version="2.3", both_keys=True, gone="silent", codes="1006", late=True)
 DAPHNE = Shape(
     "daphne", spec_version=None, denial=False, optional_keys=False, list_address=True, gone="silent",
     codes="none is None", own_codes_only=True,
@@ -92,33 +103,42 @@ class FakeServer:
         path: str = "/",
         *,
         query: str | bytes = "",
-        headers: Any = (),
-        subprotocols: Any = (),
+        headers: Headers = (),
+        subprotocols: Iterable[Any] = (),
         root_path: str = "",
         **extra: Any,
     ) -> None:
         self.shape = shape
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[Event] = []
         self.choked: list[str] = []
         self.calls_after_disconnect = 0
         self.sending = 0
         self.most_sending = 0
-        self._inbox: collections.deque[dict[str, Any]] = collections.deque([{"type": "websocket.connect"}])
+        self._inbox: collections.deque[Event | Exception] = collections.deque([{"type": "websocket.connect"}])
         self._news = anyio.Event()
         self._sent_news = anyio.Event()
         self._receiving = False
         self._gone = False
         self._told = False
-        self._denial: dict[str, Any] | None = None
+        self._denial: Event | None = None
         self._state: Literal["new", "accepted", "refused", "closed"] = "new"
         self.hold: anyio.Event | None = None
         """While set, `send` blocks on it: a client that does not read."""
-        self.scope = self._make_scope(path, query, headers, subprotocols, root_path) | extra
+        self.fail: Exception | None = None
+        """While set, `send` raises it."""
+        self.scope = self._make_scope(path, query, _raw(headers), subprotocols, root_path) | extra
 
-    def _make_scope(self, path, query, headers, subprotocols, root_path):
+    def _make_scope(
+        self,
+        path: str,
+        query: str | bytes,
+        headers: RawHeaders,
+        subprotocols: Iterable[Any],
+        root_path: str,
+    ) -> dict[str, Any]:
         shape = self.shape
-        pairs = [(b"host", b"testserver")] if not any(name == b"host" for name, _ in _raw(headers)) else []
-        address = list if shape.list_address else tuple
+        pairs = [] if any(name.lower() == b"host" for name, _ in headers) else [(b"host", b"testserver")]
+        address: Callable[[tuple[Any, Any]], Any] = list if shape.list_address else tuple
         scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": "3.0"},
@@ -126,7 +146,7 @@ class FakeServer:
             "raw_path": path.encode(),
             "root_path": root_path,
             "query_string": query.encode() if isinstance(query, str) else query,
-            "headers": pairs + _raw(headers),
+            "headers": pairs + headers,
             "subprotocols": list(subprotocols),
             "client": address(("127.0.0.1", "51578" if shape.str_port else 51578)),
             "server": address(("127.0.0.1", 8000)),
@@ -143,7 +163,7 @@ class FakeServer:
 
     def say(self, message: str | bytes) -> None:
         """Send a message, as the client."""
-        event: dict[str, Any] = {"type": "websocket.receive"}
+        event: Event = {"type": "websocket.receive"}
         if self.shape.both_keys:
             event |= {"text": None, "bytes": None}
         event["text" if isinstance(message, str) else "bytes"] = message
@@ -151,7 +171,7 @@ class FakeServer:
 
     def leave(self, code: int | None = 1000, reason: str = "") -> None:
         """Close, as the client; without a code as a browser's `close()` does."""
-        event: dict[str, Any] = {"type": "websocket.disconnect"}
+        event: Event = {"type": "websocket.disconnect"}
         match self.shape.codes:
             case "1006":
                 event["code"] = 1006
@@ -164,8 +184,13 @@ class FakeServer:
         self.put(event)
         self._gone = True
 
-    def put(self, event: dict[str, Any]) -> None:
-        """Hand an event to the application."""
+    def vanish(self) -> None:
+        """Leave before the handshake was handed over: the first event is then the disconnect."""
+        self._inbox.clear()
+        self.leave(1006)
+
+    def put(self, event: Event | Exception) -> None:
+        """Hand an event to the application; an exception is what `receive` raises when its turn comes."""
         self._inbox.append(event)
         self._news.set()
         self._news = anyio.Event()
@@ -200,7 +225,7 @@ class FakeServer:
         found = [event for event in self.sent if event["type"] == "websocket.close"]
         return (found[0].get("code", 1000), found[0].get("reason") or "") if found else None
 
-    async def until(self, condition) -> None:
+    async def until(self, condition: Callable[["FakeServer"], object]) -> None:
         """Wait until the condition of this server holds; fails after the deadline."""
         with anyio.fail_after(DEADLINE):
             while not condition(self):
@@ -208,7 +233,7 @@ class FakeServer:
 
     # The server
 
-    async def receive(self) -> dict[str, Any]:
+    async def receive(self) -> Event:
         """The server's `receive()`."""
         if self._receiving:
             raise self._choke("two receive() at once")
@@ -223,6 +248,8 @@ class FakeServer:
             while not self._inbox:
                 await self._news.wait()
             event = self._inbox.popleft()
+            if isinstance(event, Exception):
+                raise event
             self._told = event["type"] == "websocket.disconnect"
             return event
         except anyio.get_cancelled_exc_class():
@@ -232,7 +259,7 @@ class FakeServer:
         finally:
             self._receiving = False
 
-    async def send(self, event: dict[str, Any]) -> None:
+    async def send(self, event: Mapping[str, Any]) -> None:
         """The server's `send()`."""
         self.sending += 1
         self.most_sending = max(self.most_sending, self.sending)
@@ -240,15 +267,23 @@ class FakeServer:
             if self.hold is not None:
                 await self.hold.wait()
             await anyio.lowlevel.checkpoint()
+        except anyio.get_cancelled_exc_class():
+            if self.shape.late:
+                with contextlib.suppress(OSError, RuntimeError):  # nobody is there any more to be told
+                    self._take(dict(event))
+            raise
+        else:
             self._take(dict(event))
         finally:
             self.sending -= 1
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         kind = event.get("type")
         if self._state == "closed" or (self._state == "refused" and kind != "websocket.http.response.body"):
             raise self._choke(f"{kind} after the end")
         self._check(kind, event)
+        if self.fail is not None:
+            raise self.fail
         if self._gone and kind == "websocket.send":
             if self.shape.gone == "oserror":
                 raise ClientDisconnectedError
@@ -268,15 +303,15 @@ class FakeServer:
         self._sent_news.set()
         self._sent_news = anyio.Event()
 
-    def _check(self, kind: Any, event: dict[str, Any]) -> None:
-        expected = {
+    def _check(self, kind: Any, event: Event) -> None:
+        expected: set[str] = {
             "new": {"websocket.accept", "websocket.close", "websocket.http.response.start"},
             "accepted": {"websocket.send", "websocket.close"},
             "refused": {"websocket.http.response.body"},
         }[self._state]
         if kind not in expected:
             raise self._choke(f"{kind} while {self._state}")
-        checks = {
+        checks: dict[str, Callable[[Event], None]] = {
             "websocket.accept": self._check_accept,
             "websocket.send": self._check_message,
             "websocket.close": self._check_close,
@@ -285,7 +320,7 @@ class FakeServer:
         }
         checks[kind](event)
 
-    def _check_accept(self, event):
+    def _check_accept(self, event: Event) -> None:
         subprotocol = event.get("subprotocol")
         if subprotocol is not None and (
             not isinstance(subprotocol, str)
@@ -297,7 +332,7 @@ class FakeServer:
         if any(name == b"sec-websocket-protocol" for name, _ in event.get("headers", [])):
             raise self._choke("sec-websocket-protocol among the headers of accept")
 
-    def _check_headers(self, headers):
+    def _check_headers(self, headers: Iterable[tuple[Any, Any]]) -> None:
         for name, value in headers:
             if not isinstance(name, bytes) or not isinstance(value, bytes):
                 raise self._choke(f"header {name!r}: {value!r} is not bytes")
@@ -306,7 +341,7 @@ class FakeServer:
             if re.search(rb"[\x00\r\n]", value) or value != value.strip():
                 raise self._choke(f"header value {value!r}")
 
-    def _check_message(self, event):
+    def _check_message(self, event: Event) -> None:
         text, data = event.get("text"), event.get("bytes")
         if (text is None) is (data is None):
             raise self._choke(f"not just one of text and bytes: {event!r}")
@@ -320,7 +355,7 @@ class FakeServer:
         elif type(data) is not bytes:
             raise self._choke(f"bytes is {type(data)}")
 
-    def _check_close(self, event):
+    def _check_close(self, event: Event) -> None:
         code, reason = event.get("code", 1000), event.get("reason") or ""
         if type(code) is not int or not (
             code in {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013} or 3000 <= code <= 4999
@@ -331,16 +366,16 @@ class FakeServer:
         if len(reason.encode()) > 123:
             raise self._choke("a reason over 123 bytes")
 
-    def _check_denial(self, event):
+    def _check_denial(self, event: Event) -> None:
         if not self.shape.denial:
             raise self._choke("a denial without the extension")
         if not isinstance(event.get("status"), int) or not 200 <= event["status"] <= 599:
             raise self._choke(f"status {event.get('status')!r}")
         self._check_headers(event.get("headers", []))
-        if [name for name, _ in event["headers"]].count(b"content-length") != 1:
+        if [name for name, _ in event.get("headers", [])].count(b"content-length") != 1:
             raise self._choke("a denial has just one content-length")
 
-    def _check_body(self, event):
+    def _check_body(self, event: Event) -> None:
         if event.get("more_body") and self.shape.one_body:
             raise self._choke("more_body")
         assert self._denial is not None
@@ -353,15 +388,28 @@ class FakeServer:
         return ServerChokedError(f"{self.shape.name} chokes on: {problem}")
 
 
-def _raw(headers: Any) -> list[tuple[bytes, bytes]]:
-    pairs = headers.items() if isinstance(headers, dict) else headers
+async def soon(condition: Callable[[], object]) -> None:
+    """Let the other tasks run until the condition holds.
+
+    Raises:
+        TimeoutError: It does not hold within the deadline.
+    """
+    with anyio.fail_after(DEADLINE):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+def _raw(headers: Headers) -> RawHeaders:
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
     return [
         (name.encode() if isinstance(name, str) else name, value.encode() if isinstance(value, str) else value)
         for name, value in pairs
     ]
 
 
-async def converse(app: Any, server: FakeServer, *messages: str | bytes, leave: int | None = 1000) -> FakeServer:
+async def converse(
+    app: Application, server: FakeServer, *messages: str | bytes, leave: int | None = 1000
+) -> FakeServer:
     """Run a whole connection: the client says these messages and leaves. What the application raises comes out.
 
     Raises:
@@ -382,7 +430,7 @@ class HTTPAnswer:
     """What a client of HTTP got."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    headers: RawHeaders
     body: bytes
 
     def header(self, name: str) -> str | None:
@@ -393,12 +441,12 @@ class HTTPAnswer:
 
 
 async def request(
-    app: Any,
+    app: Application,
     method: str,
     path: str,
     *,
     query: str = "",
-    headers: Any = (),
+    headers: Headers = (),
     body: bytes | list[bytes] = b"",
     raises: type[BaseException] | None = None,
     **extra: Any,
@@ -411,15 +459,15 @@ async def request(
         "headers": [(b"host", b"testserver"), *_raw(headers)], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
         "extensions": {}, "state": {},
     } | extra  # fmt: skip
-    sent: list[dict[str, Any]] = []
+    sent: list[Event] = []
 
-    async def receive():
+    async def receive() -> Event:
         await anyio.lowlevel.checkpoint()
         if chunks:
             return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
         return {"type": "http.disconnect"}
 
-    async def send(event):
+    async def send(event: Event) -> None:
         await anyio.lowlevel.checkpoint()
         sent.append(event)
 
@@ -434,5 +482,5 @@ async def request(
     assert (raises is None) == (caught is None), f"expected {raises} to be raised"
     assert [event["type"] for event in sent[:1]] == ["http.response.start"], sent
     assert all(event["type"] == "http.response.body" for event in sent[1:])
-    assert not sent[-1].get("more_body")
+    assert [bool(event.get("more_body")) for event in sent[1:]] == [True] * (len(sent) - 2) + [False], sent
     return HTTPAnswer(sent[0]["status"], list(sent[0]["headers"]), b"".join(e.get("body", b"") for e in sent[1:]))

@@ -1,0 +1,127 @@
+"""The table of states by itself: what must hold of it whatever uses it."""
+
+import itertools
+
+import pytest
+
+from asgiws.states import INCOMING, TRANSITIONS, Phase, WebSocketState
+
+OUTGOING = frozenset({"websocket.accept", "websocket.send", "websocket.close", "websocket.http.response"})
+MOVES = [(phase, event, after) for phase, moves in TRANSITIONS.items() for event, after in moves.items()]
+DISCONNECTED = WebSocketState.DISCONNECTED
+
+
+def only_in(event: str) -> set[Phase]:
+    """The phases in which the event is legal."""
+    return {phase for phase, moves in TRANSITIONS.items() if event in moves}
+
+
+def reachable(start: Phase) -> set[Phase]:
+    """Every phase that moves lead to from this one, itself included."""
+    found, waiting = {start}, [start]
+    while waiting:
+        for after in TRANSITIONS[waiting.pop()].values():
+            if after not in found:
+                found.add(after)
+                waiting.append(after)
+    return found
+
+
+def test_the_states_have_the_numbers_that_starlette_gives_them() -> None:
+    assert {state.name: state.value for state in WebSocketState} == {
+        "CONNECTING": 0,
+        "CONNECTED": 1,
+        "DISCONNECTED": 3,
+    }
+
+
+def test_every_phase_has_its_row_and_carries_it() -> None:
+    assert set(TRANSITIONS) == set(Phase)
+    for phase in Phase:
+        assert phase.moves is TRANSITIONS[phase]
+
+
+def test_every_event_is_one_that_a_server_or_an_application_sends() -> None:
+    assert not INCOMING & OUTGOING
+    assert {event for _, event, _ in MOVES} == INCOMING | OUTGOING
+
+
+def test_every_phase_can_be_told_from_the_others_by_its_text() -> None:
+    assert len({phase.text for phase in Phase}) == len(Phase)
+
+
+def test_every_phase_is_reached_from_the_start() -> None:
+    assert reachable(Phase.OPENING) == set(Phase)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_the_end_is_reached_from_every_phase_and_never_left(phase: Phase) -> None:
+    assert Phase.ENDED in reachable(phase)
+    assert reachable(Phase.ENDED) == {Phase.ENDED}
+
+
+@pytest.mark.parametrize(("phase", "event", "after"), MOVES)
+def test_no_move_brings_a_side_back(phase: Phase, event: str, after: Phase) -> None:
+    assert after.client.value >= phase.client.value
+    assert after.application.value >= phase.application.value
+
+
+@pytest.mark.parametrize(("phase", "event", "after"), MOVES)
+def test_a_move_touches_only_the_side_whose_event_it_is(phase: Phase, event: str, after: Phase) -> None:
+    if event in INCOMING:
+        assert after.application is phase.application
+    else:
+        assert after.client is phase.client
+
+
+def test_the_first_event_is_the_clients() -> None:
+    # P2, P3: the handshake, or its end in place of it; nothing is sent before.
+    assert set(TRANSITIONS[Phase.OPENING]) == {"websocket.connect", "websocket.disconnect"}
+    assert only_in("websocket.connect") == {Phase.OPENING}
+
+
+def test_a_handshake_is_answered_once() -> None:
+    # P8: accept and denial exclude each other, and neither comes a second time.
+    assert only_in("websocket.accept") == {Phase.ASKED} == only_in("websocket.http.response")
+    for answer in ("websocket.accept", "websocket.http.response"):
+        assert Phase.ASKED not in reachable(TRANSITIONS[Phase.ASKED][answer])
+
+
+def test_messages_are_sent_only_while_both_sides_are_open() -> None:
+    assert only_in("websocket.send") == {Phase.OPEN}
+    assert TRANSITIONS[Phase.OPEN]["websocket.send"] is Phase.OPEN
+
+
+def test_no_message_comes_before_accept() -> None:
+    # T19: connect, accept, then receive.
+    for phase in only_in("websocket.receive"):
+        assert phase not in {Phase.OPENING, Phase.ASKED, Phase.LEFT_EARLY, Phase.REFUSED}
+
+
+def test_close_is_legal_as_soon_as_the_handshake_was_read() -> None:
+    # T17, P24: after the end it is a no-op.
+    assert only_in("websocket.close") == set(Phase) - {Phase.OPENING}
+    for phase, event, after in MOVES:
+        if event == "websocket.close":
+            assert after.application is DISCONNECTED
+            assert (after is phase) is (phase.application is DISCONNECTED)
+
+
+def test_after_the_applications_end_only_a_close_that_does_nothing_is_left_to_send() -> None:
+    for phase, moves in TRANSITIONS.items():
+        if phase.application is DISCONNECTED:
+            assert set(moves) & OUTGOING == {"websocket.close"}
+            assert moves["websocket.close"] is phase
+
+
+def test_a_disconnect_is_taken_wherever_the_client_is_not_gone() -> None:
+    # P3: it may come instead of anything.
+    for phase, moves in TRANSITIONS.items():
+        if phase.client is not DISCONNECTED:
+            assert moves["websocket.disconnect"].client is DISCONNECTED
+
+
+def test_the_order_of_two_ends_does_not_matter() -> None:
+    for phase in (Phase.ASKED, Phase.OPEN):
+        for first, second in itertools.permutations(["websocket.close", "websocket.disconnect"]):
+            assert TRANSITIONS[TRANSITIONS[phase][first]][second] is Phase.ENDED
