@@ -23,5 +23,7 @@ def check_code(code: Any) -> str | None:
 
 def cut_reason(reason: str) -> str:
     """The reason, cut to the 123 bytes that fit into a close frame, never inside a character."""
+    if not isinstance(reason, str):
+        raise TypeError(f"the reason of a close is a str, got {type(reason).__name__}")
     data = reason.encode("utf-8", "replace")
     return data[:REASON_BYTES].decode("utf-8", "ignore")

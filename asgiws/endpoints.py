@@ -208,13 +208,20 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
             pass
         except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
             _log(where, ws.id, second)
-            cause = second
-            again = True
+            cause, again = second, True
     elif not isinstance(cause, HTTPException | WebSocketException | ParameterError | MessageError):
         _log(where, ws.id, error)
         again = True
-    with contextlib.suppress(WebSocketDisconnect):
+    try:
         await _end_by_table(ws, cause)
+    except WebSocketDisconnect:
+        pass
+    except Exception as second:
+        if again:
+            raise
+        # A detail that JSON does not know, a header that no server can send.
+        _log(where, ws.id, second)
+        await _end_by_table(ws, second)
     return again
 
 
@@ -352,9 +359,12 @@ async def _answer_to(request: Request, error: Exception, host: Host, where: str)
         except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
             _log(where, request.id, second)
             return _internal_error(request.id), True
-    if isinstance(cause, HTTPException):
-        return error_response(cause), False
     if isinstance(cause, ParameterError):
         return JSONResponse({"detail": [problem.as_dict() for problem in cause.errors]}, 422), False
+    if isinstance(cause, HTTPException):
+        try:
+            return error_response(cause), False
+        except Exception as second:  # noqa: BLE001 - a detail that JSON does not know, a header that cannot be sent
+            error = second
     _log(where, request.id, error)
     return _internal_error(request.id), True

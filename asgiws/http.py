@@ -1,5 +1,6 @@
 """As much HTTP as a WebSocket service needs: a health check, a page, a hook that publishes."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -166,7 +167,10 @@ def error_response(error: HTTPException) -> Response:
 
 def to_response(result: Any) -> ASGIApp:
     """What a handler returned, as a response: None is an empty 204, str is text, what is no response JSON."""
-    if callable(result):
+    if isinstance(result, Response):
+        return result
+    # Another framework's response, or any other ASGI application.
+    if inspect.iscoroutinefunction(result) or inspect.iscoroutinefunction(getattr(type(result), "__call__", None)):  # noqa: B004
         response: ASGIApp = result
         return response
     if result is None:
@@ -201,4 +205,6 @@ async def collect_response(response: ASGIApp, scope: Scope) -> tuple[int, RawHea
     await response(scope, receive, send)
     if start is None:
         raise ProtocolError(f"a denial response must send a status, {type(response).__name__} sent none")
+    if not 200 <= start["status"] <= 599:  # noqa: PLR2004 - RFC 9110, 15
+        raise ProtocolError(f"a denial has a final HTTP status, from 200 to 599, got {start['status']}")
     return int(start["status"]), header_pairs(start.get("headers")), b"".join(body)

@@ -1,7 +1,6 @@
 """What is in a message: text, bytes, or JSON of a declared type; errors that a client can act on."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +11,18 @@ from .types import Message
 encode = msgspec.json.Encoder().encode
 """Any object that msgspec knows, as JSON in UTF-8."""
 
-_decode_anything = msgspec.json.Decoder().decode
+
+def encode_message(message: Any) -> bytes:
+    """A message as JSON.
+
+    Raises:
+        ProtocolError: It holds half a surrogate pair, which UTF-8 cannot express.
+        TypeError: msgspec does not know its type.
+    """
+    try:
+        return encode(message)
+    except UnicodeEncodeError:
+        raise ProtocolError("a message must be UTF-8, but in its text stands half a surrogate pair") from None
 
 
 class MessageDecoder:
@@ -30,12 +40,13 @@ class MessageDecoder:
         TypeError: msgspec cannot decode into this type; the text is msgspec's own.
     """
 
-    __slots__ = ("decode", "tag_field", "tags", "type")
+    __slots__ = ("_decode_tag", "decode", "tag_field", "tags", "type")
 
     def __init__(self, type: Any) -> None:
         self.type = type
         self.decode = msgspec.json.Decoder(type).decode
         self.tag_field, self.tags = _tags_of(type)
+        self._decode_tag = _tag_decoder(self.tag_field) if self.tag_field is not None else None
 
     def __call__(self, event: Message, mode: str | None = None) -> Any:
         """The message of the event, decoded.
@@ -48,10 +59,12 @@ class MessageDecoder:
             MessageError: The event is of the other mode, is no JSON, or is not of the type.
         """
         data = event.get("text") if mode != "binary" else event.get("bytes")
+        if data is None and mode is None:
+            data = event.get("bytes")
         if data is None:
-            data = event.get("bytes") if mode is None else None
-            if data is None:
-                raise wrong_kind(event, mode or "text")
+            raise wrong_kind(_sound(event), mode or "text")
+        if "bytes" in event and "text" in event:
+            _sound(event)
         try:
             return self.decode(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
@@ -79,14 +92,12 @@ class MessageDecoder:
 
     def _tag_in(self, data: str | bytes) -> Any:
         """The tag of a message that did not decode; only read when there is an error to explain."""
-        if self.tag_field is None:
+        if self._decode_tag is None:
             return None
         try:
-            loose = _decode_anything(data)
+            return self._decode_tag(data).tag
         except (ValueError, RecursionError):
             return None
-        tag = loose.get(self.tag_field) if isinstance(loose, Mapping) else None
-        return tag if isinstance(tag, str | int) and not isinstance(tag, bool) else None
 
 
 @functools.lru_cache(maxsize=512)
@@ -143,13 +154,20 @@ def wrong_kind(event: Message, wanted: str) -> MessageError:
 
 def split_path(text: str) -> tuple[str, str | None]:
     """A text of msgspec's, as its statement and the path in the data that it is about."""
-    detail, _, path = text.partition(" - at `")
-    return lower_first(detail), path.rstrip("`") or None
+    detail, _, path = text.partition(" - at ")
+    where = path.removeprefix("`").removesuffix("`").replace("`", "")
+    return lower_first(detail), where or None
 
 
 def lower_first(text: str) -> str:
-    """The text with a small first letter, to stand inside a sentence."""
-    return text[:1].lower() + text[1:]
+    """The text with a small first letter, to stand inside a sentence; an abbreviation keeps its own."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+
+
+def _tag_decoder(field: str) -> Any:
+    """Reads the tag of a message and skips over the rest."""
+    only_tag = msgspec.defstruct("OnlyTag", [("tag", str | int)], rename={"tag": field})
+    return msgspec.json.Decoder(only_tag).decode
 
 
 def unknown_type(type: Any) -> Any:
@@ -179,6 +197,8 @@ def unknown_type(type: Any) -> Any:
 def _tags_of(type: Any) -> tuple[str | None, tuple[Any, ...]]:
     """The field that tells the messages of a union apart, and its valid values."""
     info = msgspec.inspect.type_info(type)
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
     members = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
     structs = [member for member in members if isinstance(member, msgspec.inspect.StructType) and not member.array_like]
     tags = tuple(member.tag for member in structs if member.tag is not None)

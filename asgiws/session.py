@@ -24,7 +24,7 @@ from .codes import check_code, cut_reason
 from .connection import Connection
 from .errors import ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .log import logger
-from .states import ASKED, ENDED, INCOMING, OPEN, OPENING, REFUSED, Phase, WebSocketState
+from .states import ASKED, ENDED, INCOMING, LOST, OPEN, OPENING, REFUSED, Phase, WebSocketState
 from .types import Message, Receive, Scope, Send
 
 
@@ -110,10 +110,8 @@ class Session(Connection):
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
-        if phase is OPEN:
-            self._idle_receive, self._send = self._server_receive, self._server_send
-        else:
-            self._idle_receive, self._send = _no_receive, _no_send
+        self._send = self._server_send if phase is OPEN else _no_send
+        self._idle_receive = self._server_receive if phase is OPEN or phase is LOST else _no_receive
         if self._receive is not busy_receive:
             self._receive = self._idle_receive
 
@@ -186,12 +184,9 @@ class Session(Connection):
             raise ProtocolError(f"the server sent {kind!r}, which ASGI does not allow while {self._phase.text}")
         self._enter(after)
         if kind == "websocket.disconnect":
-            code = event.get("code")
-            self._closing = self._closing or (
-                "the peer",
-                1005 if code is None else int(code),
-                event.get("reason") or "",
-            )
+            if self._closing is None or self._closing[0] != "you":
+                code = event.get("code")
+                self._closing = ("the peer", 1005 if code is None else int(code), event.get("reason") or "")
             raise WebSocketDisconnect(*self._closing[1:])
 
     def _receive_failed(self, error: BaseException) -> None:
@@ -202,7 +197,7 @@ class Session(Connection):
         if isinstance(error, _NotOpenError):
             self._refuse("receive")
         if isinstance(error, OSError | RuntimeError):
-            raise self._lost(error) from error
+            raise self._lost(error, "websocket.disconnect") from error
 
     # Sending
 
@@ -220,27 +215,22 @@ class Session(Connection):
         problem = check_code(code)
         if problem:
             raise ProtocolError(problem)
-        reason = cut_reason(reason) if reason else ""
+        reason = cut_reason(reason) if reason is not None else ""
         if self._phase is OPENING:
             with contextlib.suppress(WebSocketDisconnect):
                 await self._read_connect()
-        before = self._phase
-        self._enter(before.moves["websocket.close"])
-        if before is not OPEN and before is not ASKED:
-            return
-        self._closing = ("you", int(code), reason)
         if self._sending:
-            try:
-                await self._turn()
-            except BaseException:  # nothing was sent
-                self._closing = None
-                self._enter(before)
-                raise
+            if self._phase is not OPEN and self._phase is not ASKED:
+                return
+            await self._turn()
         self._sending = True
         try:
-            await self._server_send(
-                {"type": "websocket.close", "code": self._code_for_server(int(code)), "reason": reason}
-            )
+            before = self._phase
+            self._enter(before.moves["websocket.close"])
+            if before is OPEN or before is ASKED:
+                self._closing = ("you", int(code), reason)
+                event = {"type": "websocket.close", "code": self._code_for_server(int(code)), "reason": reason}
+                await self._server_send(event)
         except Exception as error:  # noqa: BLE001 - a close that cannot be sent is an end all the same
             logger().debug("%s %r: the close could not be sent: %r", self.id, self.scope.get("path"), error)
             self._enter(ENDED)
@@ -286,7 +276,7 @@ class Session(Connection):
         if isinstance(error, _NotOpenError):
             self._refuse("send")
         if isinstance(error, OSError | RuntimeError):
-            raise self._lost(error) from error
+            raise self._lost(error, "send failed") from error
 
     # The end
 
@@ -311,13 +301,13 @@ class Session(Connection):
             f"cannot {doing}: this WebSocket is not accepted yet; call `await ws.accept()` first",
         ) from None
 
-    def _lost(self, error: Exception) -> WebSocketDisconnect:
+    def _lost(self, error: Exception, move: str) -> WebSocketDisconnect:
         """Note that the connection broke."""
         if self._closing is None and not isinstance(error, OSError):
             logger().info(
                 "%s %r: the server says that the connection is over: %r", self.id, self.scope.get("path"), error
             )
-        self._enter(self._phase.moves.get("websocket.disconnect", self._phase))
+        self._enter(self._phase.moves.get(move, self._phase))
         self._closing = self._closing or ("the peer", 1006, "")
         return WebSocketDisconnect(*self._closing[1:])
 

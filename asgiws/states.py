@@ -2,8 +2,9 @@
 
 Theory of operation. A WebSocket is at any time in one phase. Events move it to another: those that the server hands in
 (`websocket.connect`, `receive`, `disconnect`) and those that the application sends (`websocket.accept`, `send`,
-`close`, and `websocket.http.response` for a denial as a whole). `TRANSITIONS` holds every legal move; whatever has no
-move in it is refused and changes nothing.
+`close`, and `websocket.http.response` for a denial as a whole). "send failed" is of a third kind: the server could not
+send because the client has gone. `TRANSITIONS` holds every legal move; whatever has none in it is refused and changes
+nothing.
 """
 
 import enum
@@ -29,6 +30,7 @@ class Phase(enum.Enum):
     OPEN = ("accepted", CONNECTED, CONNECTED)
     REFUSED = ("the application refused the handshake", CONNECTED, DISCONNECTED)
     CLOSED = ("the application closed", CONNECTED, DISCONNECTED)
+    LOST = ("a send found the client gone", DISCONNECTED, CONNECTED)
     LEFT_EARLY = ("the client left before the answer", DISCONNECTED, CONNECTING)
     LEFT = ("the client left", DISCONNECTED, CONNECTED)
     ENDED = ("both sides are done", DISCONNECTED, DISCONNECTED)
@@ -40,7 +42,7 @@ class Phase(enum.Enum):
         self.moves: Mapping[str, Phase] = {}
 
 
-OPENING, ASKED, OPEN, REFUSED, CLOSED, LEFT_EARLY, LEFT, ENDED = Phase
+OPENING, ASKED, OPEN, REFUSED, CLOSED, LOST, LEFT_EARLY, LEFT, ENDED = Phase
 
 TRANSITIONS: Mapping[Phase, Mapping[str, Phase]] = {
     OPENING: {
@@ -52,12 +54,14 @@ TRANSITIONS: Mapping[Phase, Mapping[str, Phase]] = {
         "websocket.close": REFUSED,
         "websocket.http.response": REFUSED,
         "websocket.disconnect": LEFT_EARLY,
+        "send failed": LEFT_EARLY,
     },
     OPEN: {
         "websocket.receive": OPEN,
         "websocket.send": OPEN,
         "websocket.close": CLOSED,
         "websocket.disconnect": LEFT,
+        "send failed": LOST,
     },
     # A receive() that was pending when the application closed may still bring a message, then the disconnect.
     REFUSED: {"websocket.close": REFUSED, "websocket.disconnect": ENDED},
@@ -66,10 +70,12 @@ TRANSITIONS: Mapping[Phase, Mapping[str, Phase]] = {
         "websocket.close": CLOSED,
         "websocket.disconnect": ENDED,
     },
-    # close() after the end is a no-op, on the wire and here.
-    LEFT_EARLY: {"websocket.close": ENDED},
+    # What the client said before it left is still to be read, up to the disconnect.
+    LOST: {"websocket.receive": LOST, "websocket.close": ENDED, "websocket.disconnect": LEFT},
+    # close() after the end is a no-op, on the wire and here. A receive() that was pending may still bring something.
+    LEFT_EARLY: {"websocket.close": ENDED, "websocket.disconnect": LEFT_EARLY},
     LEFT: {"websocket.close": ENDED},
-    ENDED: {"websocket.close": ENDED},
+    ENDED: {"websocket.receive": ENDED, "websocket.close": ENDED, "websocket.disconnect": ENDED},
 }
 
 for _phase, _moves in TRANSITIONS.items():

@@ -144,7 +144,9 @@ def body_reader(parameter: Parameter) -> Read:
         try:
             return decode({"bytes": data})
         except MessageError as error:
-            raise _invalid("body", error.path or "", error.detail.replace("the message is", "is")) from None
+            raise _invalid(
+                "body", error.path or "", _hide_value(error.detail.replace("the message is", "is"))
+            ) from None
 
     return read
 
@@ -225,9 +227,13 @@ def _expectation(text: str, annotation: Any) -> str:
     detail = detail.partition(", got ")[0]
     if detail.startswith("invalid enum value"):
         detail = f"expected {_choices(annotation)}"
-    elif detail.startswith("invalid value"):
-        detail = "is invalid"
-    return f"{detail}{at}"
+    return f"{_hide_value(detail)}{at}"
+
+
+def _hide_value(detail: str) -> str:
+    if detail.startswith("unknown "):  # an unknown tag, and then the known ones
+        return detail.partition(", ")[2]
+    return "is invalid" if detail.startswith(("invalid value", "invalid enum value")) else detail
 
 
 def _choices(annotation: Any) -> str:

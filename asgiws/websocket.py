@@ -2,15 +2,18 @@
 # ruff: noqa: SLF001 - the iterator below is a part of the WebSocket, and on its hot path
 
 import contextlib
+import functools
 import types
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
+
+import anyio
 
 from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
-from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, text_of
+from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, encode_message, text_of
 from .session import Session, busy_receive
 from .states import OPENING, Phase
 from .types import ASGIApp, Message, Receive, Scope, Send
@@ -127,6 +130,9 @@ class WebSocket(Session, Generic[In, Out]):
         """
         status, headers, body = await collect_response(response, self.scope)
         if "websocket.http.response" not in (self.scope.get("extensions") or ()):
+            if self._phase is OPENING:
+                await self._read_connect()
+            self._check("websocket.http.response", "refuse")
             logger().info(
                 "%s %r is refused with %d, but the server cannot send it: the client sees a plain 403",
                 self.id, self.scope.get("path"), status,
@@ -139,6 +145,9 @@ class WebSocket(Session, Generic[In, Out]):
         start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
         end = {"type": "websocket.http.response.body", "body": body}
         await self._answer("websocket.http.response", "refuse", start, end, closing=("you", status, ""))
+        # uvicorn takes the handshake as answered when its transport has gone, one turn of the event loop later, and
+        # complains in the log of an application that returns before.
+        await anyio.sleep(0)
 
     def _offered(self, subprotocol: Any) -> str:
         if is_token(subprotocol) and subprotocol in self.subprotocols:
@@ -154,10 +163,10 @@ class WebSocket(Session, Generic[In, Out]):
         Raises:
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
-        if self._phase is OPENING:
-            await self._read_connect()
-            return {"type": "websocket.connect"}
         try:
+            if self._phase is OPENING:
+                await self._read_connect()
+                return {"type": "websocket.connect"}
             event: Message = await self._next()
         except WebSocketDisconnect as gone:
             return {"type": "websocket.disconnect", "code": gone.code, "reason": gone.reason}
@@ -215,7 +224,7 @@ class WebSocket(Session, Generic[In, Out]):
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
         decoder = self._decoder_of(type)
-        return self._next(decoder if mode is None else lambda event: decoder(event, mode))
+        return self._next(decoder if mode is None else functools.partial(decoder, mode=_checked(mode)))
 
     def iter_text(self) -> AsyncIterator[str]:
         """The messages as text until the connection ends; raises as `receive_text` but for the end."""
@@ -235,7 +244,7 @@ class WebSocket(Session, Generic[In, Out]):
         """The messages, decoded from JSON, until the connection ends; raises as `receive_json` but for the end."""
         decoder = self._decoder_of(type)
         if mode is not None:
-            return _Iterator(self, lambda event: decoder(event, mode))
+            return _Iterator(self, functools.partial(decoder, mode=_checked(mode)))
         return _Iterator(self, decoder, decoder.decode)
 
     def __aiter__(self) -> AsyncIterator[In]:
@@ -337,8 +346,9 @@ class WebSocket(Session, Generic[In, Out]):
             TypeError: msgspec cannot encode it.
         """
         if mode == "text":
-            return self.send_text(encode(data).decode())
-        return self._deliver({"type": "websocket.send", "bytes": encode(data)})
+            return self.send_text(encode_message(data).decode())
+        _checked(mode)
+        return self._deliver({"type": "websocket.send", "bytes": encode_message(data)})
 
 
 class _Iterator(AsyncIterator[Any]):
@@ -374,7 +384,7 @@ class _Iterator(AsyncIterator[Any]):
             raise
         ws._receive = ws._idle_receive
         try:
-            if self._decode is not None:
+            if self._decode is not None and ("bytes" not in event or event["bytes"] is None):
                 message = self._decode(event["text"])
                 ws._bad_messages = 0
                 return message
@@ -436,7 +446,15 @@ class _TextIterator(_Iterator):
             text: str | None = event["text"]
         except KeyError:
             text = None
-        return text if text is not None else await self._other(event)
+        if text is None or ("bytes" in event and event["bytes"] is not None):
+            text = await self._other(event)
+        return text
+
+
+def _checked(mode: str) -> str:
+    if mode not in ("text", "binary"):
+        raise ValueError(f"mode is 'text' or 'binary', got {mode!r}")
+    return mode
 
 
 def _accept_headers(headers: Any) -> list[tuple[bytes, bytes]]:
