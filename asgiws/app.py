@@ -1,11 +1,12 @@
 """The App: routes, lifespan, middleware, origin check and exception handlers, put together. Glue only."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from .connection import Connection
-from .endpoints import Endpoint, fail, refusal
+from .endpoints import ENDED, Endpoint, fail, refusal
 from .errors import ConfigurationError, HTTPException, ProtocolError, RouteError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
@@ -136,7 +137,13 @@ class App(Router):
     def _endpoint(self, route: Route | Mount) -> Endpoint:
         if isinstance(route, Route) and not route.template.segments:
             raise RouteError("a path starts with '/', got ''", "Write '/'.")
-        return route.serve if isinstance(route, Mount) else route.endpoint()
+        if isinstance(route, Route):
+            return route.endpoint()
+
+        async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: App) -> None:
+            await host.guard(functools.partial(route.serve, params=params, host=host), scope, receive, send)
+
+        return serve
 
     # Serving
 
@@ -209,7 +216,23 @@ class App(Router):
         stack: ASGIApp = innermost
         for cls, args, kwargs in reversed(self._middleware):
             stack = cls(stack, *args, **kwargs)
-        self._stack = _guarded(stack, self)
+        self._stack = functools.partial(self.guard, stack)
+
+    async def guard(self, served: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection by code of others: its exceptions end the connection as those of a handler do."""
+        last: str | None = None
+        if ENDED not in scope:
+            scope = {**scope, ENDED: []}
+
+        async def watched(message: Message) -> None:
+            nonlocal last
+            last = message["type"]
+            await send(message)
+
+        try:
+            await served(scope, receive, watched)
+        except Exception as error:  # noqa: BLE001 - whatever a middleware or a mounted application raises
+            await fail(scope, receive, send, error, self, last)
 
     def _mounted_lives(self) -> list[Life]:
         """The lives of the apps below this one; an app that is mounted twice lives once."""
@@ -219,22 +242,3 @@ class App(Router):
     def lifespan_context(self) -> contextlib.AbstractAsyncContextManager[None]:
         """The app's lifespan, for who mounts it in another framework and runs it in the lifespan of that."""
         return self._life.run()
-
-
-def _guarded(stack: ASGIApp, app: App) -> ASGIApp:
-    """A stack of middleware whose own exceptions end a connection as those of a handler do."""
-
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        last: str | None = None
-
-        async def watched(message: Message) -> None:
-            nonlocal last
-            last = message["type"]
-            await send(message)
-
-        try:
-            await stack(scope, receive, watched)
-        except Exception as error:  # noqa: BLE001 - whatever a middleware raises
-            await fail(scope, receive, send, error, app, last)
-
-    return guard

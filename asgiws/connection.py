@@ -256,6 +256,8 @@ def split_root(scope: Scope) -> tuple[str, str]:
     border.
     """
     path: str = scope.get("path") or "/"
+    if len(path) > 1 and path[-1] == "/" and not (scope.get("raw_path") or b"/").endswith((b"/", b"%2F", b"%2f")):
+        path = path[:-1]  # Litestar puts a slash at the end of every path that it hands to what it mounts
     root: str = (scope.get("root_path") or "").rstrip("/")
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return root, path[len(root) :]

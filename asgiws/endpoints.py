@@ -55,6 +55,9 @@ class Host(Protocol):
         """The app's own handler for this exception."""
 
 
+ENDED = "asgiws.ended"
+"""In a scope: the exceptions that ended the connection and were logged, though they are raised again."""
+
 Endpoint = Callable[[Scope, Receive, Send, dict[str, Any], Any], Awaitable[None]]
 """Serves one connection: scope, receive, send, path parameters, Host."""
 
@@ -121,7 +124,7 @@ async def fail(
         host: The app.
         last: The type of the last event that was sent; None if none was.
     """
-    if last not in (None, "websocket.accept", "websocket.send"):
+    if last not in (None, "websocket.accept", "websocket.send") or any(error is one for one in scope.get(ENDED, ())):
         raise error
     if scope["type"] == "http":
         request = Request(scope, receive, app=host, limits=host.limits)
@@ -167,16 +170,15 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
             await _interrupted(ws, error)
             raise
         else:
-            await finish(ws)
+            await _finish(ws, host, where)
 
     return serve
 
 
-async def finish(ws: WebSocket[Any, Any]) -> None:
+async def _finish(ws: WebSocket[Any, Any], host: Host, where: str) -> None:
     """End a connection whose handler is done."""
     if ws.application_state is CONNECTING:
-        with contextlib.suppress(WebSocketDisconnect):
-            await ws.send_denial_response(error_response(HTTPException(403)))
+        await _failed(ws, HTTPException(403), host, where)
     elif ws.application_state is not DISCONNECTED:
         await ws.close(1000)
 
@@ -193,11 +195,12 @@ async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
 async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:
     """End a connection whose handler raised; True if the exception must be raised again."""
     cause = _cause(error)
-    if isinstance(cause, WebSocketDisconnect):
-        logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
-        await finish(ws)
-        return False
     own = host.handler_for(cause)
+    if own is None and isinstance(cause, WebSocketDisconnect):
+        logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
+        if ws.client_state is not DISCONNECTED:
+            await _finish(ws, host, where)
+        return False
     again = False
     if own is not None:
         try:
@@ -222,6 +225,8 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
         # A detail that JSON does not know, a header that no server can send.
         _log(where, ws.id, second)
         await _end_by_table(ws, second)
+    if again and ENDED in ws.scope:
+        ws.scope[ENDED].append(error)
     return again
 
 
@@ -239,6 +244,8 @@ async def _end_by_table(ws: WebSocket[Any, Any], error: Exception) -> None:
         case HTTPException():
             detail = error.detail if isinstance(error.detail, str) else encode(error.detail).decode()
             await ws.close(4000 + error.status_code, detail)
+        case WebSocketDisconnect():
+            await ws.close(1000)
         case _ if unanswered:
             await ws.send_denial_response(_internal_error(ws.id))
         case _:
@@ -288,6 +295,7 @@ async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, 
         if reads:
             await _send_items(ws, items)
             return
+        failure: Exception | None = None
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
@@ -296,8 +304,13 @@ async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, 
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            await _send_items(ws, items)
+            try:
+                await _send_items(ws, items)
+            except Exception as error:  # noqa: BLE001 - raised again outside, where no group wraps it
+                failure = error
             group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
 
 async def _send_items(ws: WebSocket[Any, Any], items: AsyncIterator[Any]) -> None:

@@ -38,6 +38,7 @@ class Life:
         self._children = children
         self._state: dict[str, Any] = {}
         self._active = False
+        self._carried = False  # by the server, into the scope of every connection
         self._starting: anyio.Event | None = None
         self._failure: Exception | None = None
 
@@ -53,7 +54,7 @@ class Life:
             try:
                 yield
             finally:
-                self._active = False
+                self._active = self._carried = False
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Follow the server's lifespan events (ASGI lifespan protocol 2.0)."""
@@ -62,7 +63,8 @@ class Life:
         try:
             async with self.run():
                 # granian clears the scope's state before the shutdown: it is only written to.
-                if "state" in scope:
+                self._carried = "state" in scope
+                if self._carried:
                     scope["state"].update(self._state)
                 await send({"type": "lifespan.startup.complete"})
                 step = "shutdown"
@@ -76,10 +78,10 @@ class Life:
         """The scope of a connection with the lifespan's state in it; starts the lifespan if nobody did."""
         if not self._active:
             await self._start_late()
-        state = scope.get("state")
-        if state is None or not self._state.keys() <= state.keys():
-            return {**scope, "state": {**self._state, **(state or {})}}
-        return scope
+        state = scope.get("state") or {}
+        if self._carried and self._state.keys() <= state.keys():
+            return scope
+        return {**scope, "state": {**state, **self._state}}
 
     async def _start_late(self) -> None:
         starting = self._starting

@@ -1,7 +1,8 @@
 """Routers: what is registered where, and which of it serves a connection."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import msgspec
 
@@ -61,6 +62,10 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         taken = kind in self.kinds or (kind == "HEAD" and "GET" in self.kinds)
         return self.template.match(route_path(scope)) if taken and scope["type"] == self.kind else None
 
+    def url_path_for(self, name: str, /, **params: Any) -> Never:
+        """Not here but in the app. Starlette asks every route of what it mounts, and goes on if there is no match."""
+        raise _no_match(name, params)
+
     def endpoint(self) -> Endpoint:
         """The route's handler as an endpoint; raises SignatureError if it cannot work."""
         body = not self.methods or not _WITHOUT_BODY.issuperset(self.methods)
@@ -91,6 +96,10 @@ class Mount(msgspec.Struct, frozen=True, eq=False):
         """The path parameters if the scope's path is the mount's or lies below it; else None."""
         prefix, _ = self._split(route_path(scope))
         return self.template.match(prefix)
+
+    def url_path_for(self, name: str, /, **params: Any) -> Never:
+        """See `Route.url_path_for`."""
+        raise _no_match(name, params)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Any) -> None:
         """Hand the connection over, with the mount's path in `root_path` (ASGI, HTTP connection scope)."""
@@ -379,6 +388,14 @@ class Router:
         raise RouteError(
             f"no route is named {name!r}", f"Known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
         )
+
+
+def _no_match(name: str, params: dict[str, Any]) -> Exception:
+    starlette = sys.modules.get("starlette.routing")
+    if starlette is not None:
+        mismatch: Exception = starlette.NoMatchFound(name, params)
+        return mismatch
+    return RouteError(f"a route alone builds no path of {name!r}", "Ask the app: app.url_path_for(...).")
 
 
 def _checked(dependencies: Iterable[Depends] | None) -> tuple[Depends, ...]:

@@ -304,7 +304,7 @@ class Session(Connection):
     def _lost(self, error: Exception, move: str) -> WebSocketDisconnect:
         """Note that the connection broke."""
         if self._closing is None and not isinstance(error, OSError):
-            logger().info(
+            logger().debug(
                 "%s %r: the server says that the connection is over: %r", self.id, self.scope.get("path"), error
             )
         self._enter(self._phase.moves.get(move, self._phase))
@@ -316,10 +316,10 @@ class Session(Connection):
         if code == 1000 or code >= 3000:  # noqa: PLR2004
             return code
         scope = self.scope
-        asgi = scope.get("asgi")
-        if asgi and "spec_version" not in asgi and "extensions" not in scope and isinstance(scope.get("client"), list):
-            return code + 3000
-        return code
+        unannounced = "spec_version" not in (scope.get("asgi") or {"spec_version": ""})
+        bare = not any(key in scope for key in ("scheme", "http_version", "extensions", "state"))
+        address = scope.get("client", ())  # a list, or None on a Unix socket
+        return code + 3000 if unannounced and bare and not isinstance(address, tuple) else code
 
 
 def _second_receiver() -> WebSocketStateError:
