@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import MessageError, ProtocolError
+from .errors import MessageError, ProtocolError, shown
 from .types import Message
 
 encode = msgspec.json.Encoder().encode
@@ -87,7 +87,7 @@ class MessageDecoder:
             else ("expected one of " + ", ".join(map(repr, self.tags)))
         )
         if tag is not None:
-            return MessageError(f"unknown {self.tag_field} {tag!r}, {known}", path=f"$.{self.tag_field}")
+            return MessageError(f"unknown {self.tag_field} {shown(tag)}, {known}", path=f"$.{self.tag_field}")
         return MessageError(f"{detail}; {known} in `{self.tag_field}`", path=path)
 
     def _tag_in(self, data: str | bytes) -> Any:

@@ -1,7 +1,6 @@
 """What a handler depends on: how it is found, run, shared within one connection, replaced, and cleaned up."""
 
 import asyncio
-import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -9,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import anyio
 import anyio.abc
@@ -38,7 +37,7 @@ from asgiws import (
     WebSocketException,
     dependencies,
 )
-from tests.fakes import DEADLINE, SHAPES, UVICORN, FakeServer, HTTPAnswer, Shape, converse, request, soon
+from tests.fakes import DAPHNE, DEADLINE, UVICORN, FakeServer, HTTPAnswer, Shape, converse, request, soon
 
 pytestmark = pytest.mark.anyio
 
@@ -172,11 +171,17 @@ def telling(kind: str, dependency: Dependency, *, use_cache: bool = True) -> Cal
 PLACES = ("app", "router", "route", "include", "parameter", "dependency")
 
 
-def app_with(dependency: Dependency, place: str, kind: str = "websocket", path: str = "/") -> App:
+def app_with(
+    dependency: Dependency,
+    place: str,
+    kind: str = "websocket",
+    path: str = "/",
+    prefixes: tuple[str, str] = ("", ""),
+) -> App:
     """An app with one route whose handler depends on something by one of the places."""
     here: dict[str, list[Depends]] = {name: [] for name in PLACES} | {place: [Depends(dependency)]}
     app = App(dependencies=here["app"])
-    router = Router(dependencies=here["router"])
+    router = Router(prefixes[1], dependencies=here["router"])
     # A dependency that is none of the place's stands there, so that each place has one.
     needed = dependency if place in ("parameter", "dependency") else noting([], "")
 
@@ -184,7 +189,7 @@ def app_with(dependency: Dependency, place: str, kind: str = "websocket", path: 
 
     handler = telling(kind, outer if place == "dependency" else needed)
     register(router, kind, path, handler, dependencies=here["route"])
-    app.include_router(router, dependencies=here["include"])
+    app.include_router(router, prefixes[0], dependencies=here["include"])
     return app
 
 
@@ -270,7 +275,7 @@ class Made:
 
     n: int
 
-    def __new__(cls, n: int) -> "Made":
+    def __new__(cls, n: int) -> Self:
         made = super().__new__(cls)
         made.n = n
         return made
@@ -399,13 +404,13 @@ GENERATORS: dict[str, Dependency] = {
 }
 
 
-@every_kind
 @pytest.mark.parametrize("dependency", [*KINDS.values(), *GENERATORS.values()], ids=[*KINDS, *GENERATORS])
-async def test_every_callable_is_a_dependency_and_takes_parameters(kind: str, dependency: Dependency) -> None:
+async def test_every_callable_is_a_dependency_and_takes_parameters(dependency: Dependency) -> None:
     app = App()
-    register(app, kind, "/", telling(kind, dependency))
-    assert await ask(app, kind, query="n=7") == "7"
-    assert closed == ["generator"] * (dependency in GENERATORS.values())
+    for kind in ("websocket", "http"):
+        register(app, kind, "/", telling(kind, dependency))
+        assert await ask(app, kind, query="n=7") == "7"
+    assert closed == ["generator"] * (2 if dependency in GENERATORS.values() else 0)
 
 
 async def test_what_a_partial_has_fixed_is_not_the_clients_to_change() -> None:
@@ -507,7 +512,7 @@ async def test_depends_without_a_function_takes_the_annotated_class(cls: Any) ->
     app = App()
 
     @app.websocket("/")
-    async def handler(ws: WebSocket, value: Annotated[cls, Depends()], again: cls = Depends(cls)) -> None:  # type: ignore[valid-type]
+    async def handler(ws: WebSocket, value: Annotated[cls, Depends()], again: Annotated[Any, Depends(cls)]) -> None:
         assert type(value) is cls
         assert value is again
         await ws.accept()
@@ -707,8 +712,8 @@ async def test_a_dependency_takes_the_parameters_of_a_handler(kind: str) -> None
         page: Annotated[int, Query(ge=1)],
         filters: Annotated[Filters, Query()],
         x_token: Annotated[str, Header()],
+        tag: Annotated[list[str], Query()],
         session: str = Cookie(),
-        tag: list[str] = Query(),
         lang: str = "en",
     ) -> str:
         assert own is app
@@ -725,23 +730,15 @@ async def test_a_dependency_takes_the_parameters_of_a_handler(kind: str) -> None
 
 @every_kind
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_dependency_takes_what_the_prefix_of_a_router_has(kind: str, place: str) -> None:
-    seen: list[tuple[str, int]] = []
+async def test_a_dependency_takes_parameters_of_the_whole_path_with_all_prefixes(kind: str, place: str) -> None:
+    seen: list[Any] = []
 
-    def guard(tenant: str, room: int) -> None:
-        seen.append((tenant, room))
+    def guard(tenant: str, floor: int, room: int, desk: int = 9) -> None:
+        seen.append((tenant, floor, room, desk))
 
-    inner = app_with(guard, place, kind, "/<room:int>/x")
-    # The same route again, below a prefix: as app_with() has none, it is moved here.
-    (route,) = inner.routes
-    router, app = Router("/of/<tenant>"), App()
-    router.routes.append(route)
-    outer = Router()
-    outer.include_router(router, "/prefix")
-    app.include_router(outer)
-    seen.clear()
-    await ask(app, kind, "/prefix/7/x", "tenant=query")
-    assert seen == [("query", 7)]
+    app = app_with(guard, place, kind, "/<room:int>", prefixes=("/of/<tenant>", "/<floor:int>"))
+    await ask(app, kind, "/of/acme/3/7", "tenant=other&floor=1&desk=2")
+    assert seen == [("acme", 3, 7, 2)]
 
 
 async def test_a_dependency_and_its_handler_have_the_same_websocket() -> None:
@@ -950,16 +947,18 @@ def test_a_dependency_that_is_needed_in_two_places_is_no_circle() -> None:
     assert len(app.routes) == 1
 
 
-async def by_default(ws: WebSocket, value: Any = Depends("x")) -> None:  # type: ignore[arg-type]
+async def by_default(ws: WebSocket, value: str = Depends("x")) -> None:  # type: ignore[arg-type]
     ...
 
 
-async def by_annotation(ws: WebSocket, value: Annotated[Any, Depends(42)]) -> None:  # type: ignore[arg-type]
+async def by_annotation(ws: WebSocket, value: Annotated[Any, Depends(42)]) -> None: ...
+
+
+async def without_annotation(ws: WebSocket, value=Depends()) -> None:  # type: ignore[no-untyped-def]  # noqa: B008
     ...
 
 
-async def without_annotation(ws: WebSocket, value=Depends()) -> None:  # type: ignore[no-untyped-def]
-    ...
+async def with_any(ws: WebSocket, value: Annotated[Any, Depends()]) -> None: ...
 
 
 async def with_no_class(ws: WebSocket, value: Annotated[int | None, Depends()]) -> None: ...
@@ -971,9 +970,10 @@ async def with_no_class(ws: WebSocket, value: Annotated[int | None, Depends()]) 
         (by_default, "Depends('x')"),
         (by_annotation, "Depends(42)"),
         (without_annotation, "Depends(None)"),
+        (with_any, "Depends(None)"),
         (with_no_class, "Depends(None)"),
     ],
-    ids=["text", "number", "no annotation", "no class"],
+    ids=["text", "number", "no annotation", "Any", "no class"],
 )
 def test_what_is_no_function_is_refused_where_it_stands(handler: Callable[..., Any], found: str) -> None:
     app = App()
@@ -1053,16 +1053,28 @@ async def test_an_override_replaces_a_dependency_anywhere_in_the_chain(kind: str
     assert log == ["real"]
 
 
-@pytest.mark.parametrize("real", [*KINDS.values(), *GENERATORS.values()], ids=[*KINDS, *GENERATORS])
-@pytest.mark.parametrize("fake", [function, async_function, generator, async_generator], ids=lambda one: one.__name__)
+FAKES = (function, async_function, generator, async_generator)
+
+
+@pytest.mark.parametrize("real", [*FAKES, Number], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("fake", FAKES, ids=lambda one: one.__name__)
 async def test_any_callable_is_overridden_by_any_other(real: Dependency, fake: Dependency) -> None:
     app = App()
     app.websocket("/")(telling("websocket", real))
-    with contextlib.suppress(TypeError):  # one of them cannot be a key
-        app.dependency_overrides[real] = fake
-        assert await ask(app, "websocket", query="n=8") == "8"
-        # The real one's clean-up is none of it.
-        assert closed == ["generator"] * ("generator" in fake.__name__)
+    app.dependency_overrides[real] = fake
+    assert await ask(app, "websocket", query="n=8") == "8"
+    # The clean-up of the real one is none of it.
+    assert closed == ["generator"] * ("generator" in fake.__name__)
+
+
+async def test_every_callable_that_can_be_a_key_can_be_overridden() -> None:
+    everything = {name: one for name, one in (KINDS | GENERATORS).items() if name != "object that cannot be hashed"}
+    for name, real in everything.items():
+        app = App()
+        app.websocket("/")(telling("websocket", real))
+        app.dependency_overrides[real] = lambda name=name: f"instead of {name}"
+        assert await ask(app, "websocket") == f"instead of {name}"
+    assert closed == []
 
 
 async def test_an_override_replaces_a_class_that_depends_names_by_the_annotation() -> None:
@@ -1362,8 +1374,8 @@ async def test_a_dependency_may_yield_inside_a_task_group(ending: Ending) -> Non
 
     await ending(app)
     # Each is closed before what stands around it.
-    found = [log.index(entry) for entry in ("-after", "heartbeat ended", "-before")]
-    assert found == sorted(found)
+    assert log.index("-after") < log.index("-before")
+    assert log.index("heartbeat ended") < log.index("-before")
     assert ("not reached by an exception" in log) == (ending.seen is None)
 
 
@@ -1455,7 +1467,7 @@ async def test_a_task_that_asyncio_itself_cancels_is_cleaned_up_and_stays_cancel
     app = App(dependencies=[Depends(opening(log, "before")), Depends(background), Depends(opening(log, "after"))])
     app.websocket("/")(sleeps)
     server = FakeServer()
-    task = asyncio.create_task(app(server.scope, server.receive, server.send))  # type: ignore[arg-type]
+    task = asyncio.create_task(app(server.scope, server.receive, server.send))
     await server.until(accepted)
     task.cancel()
     with anyio.fail_after(DEADLINE), pytest.raises(asyncio.CancelledError):
@@ -1850,7 +1862,7 @@ def breaks() -> None:
     raise ValueError("a secret")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [UVICORN, DAPHNE], ids=lambda shape: shape.name)
 @pytest.mark.parametrize(
     ("guard", "status", "close"),
     [
@@ -1919,10 +1931,8 @@ def details(answer: HTTPAnswer) -> list[str]:
 def chain_of_parameters(log: Log) -> App:
     """An app that wants a parameter of every dependency."""
 
-    def fine(a: int = 1) -> Iterator[None]:
-        log.append("+fine")
-        yield
-        log.append("-fine")
+    def fine(a: int = 1) -> None:
+        log.append("fine")
 
     def first(b: int) -> None:
         log.append("first")
@@ -1953,7 +1963,7 @@ async def test_all_values_that_do_not_validate_are_told_and_nothing_runs_after_t
     assert details(answer) == ["query b", "header x-token", "query c", "cookie d", "query e"]
     server = await connect(app, query="b=1&c=0", headers={"x-token": "t"})
     assert server.closed == (1008, "query 'c': expected `int` >= 1; cookie 'd': is missing; query 'e': is missing")
-    assert log == ["+fine", *["-fine"] * 0, "+fine", "first", "below"]
+    assert log == ["fine", "fine", "first", "below"]
 
 
 async def test_a_value_that_two_dependencies_want_is_told_once() -> None:
@@ -1984,55 +1994,44 @@ async def test_what_an_override_does_not_want_is_not_told_as_missing() -> None:
 # Endpoints that are async generators
 
 
-@pytest.mark.parametrize("how", ["ends", "fails", "the client leaves", "cancelled"])
-@pytest.mark.parametrize("reads_itself", [False, True], ids=["watched", "has the WebSocket"])
-async def test_a_stream_is_closed_before_what_it_depends_on(how: str, reads_itself: bool) -> None:
+@pytest.mark.parametrize("takes_websocket", [False, True], ids=["watched", "has the WebSocket"])
+@pytest.mark.parametrize("how", ["returns", "fails", "cancelled", "the client leaves"])
+async def test_a_stream_is_closed_before_what_it_depends_on(how: str, takes_websocket: bool) -> None:
     # T39
     log: Log = []
     app = App(dependencies=[Depends(opening(log, "app"))])
+    Name = Annotated[str, Depends(opening(log, "name"))]
 
-    async def items(name: str) -> AsyncIterator[str]:
+    async def next_item(receive: Callable[[], Awaitable[Any]]) -> None:
+        if how == "fails":
+            raise ValueError("a secret")
+        if how != "returns":
+            await receive()
+
+    async def watched(name: Name) -> AsyncIterator[str]:
         try:
-            yield f"{name} 1"
-            if how == "fails":
-                raise ValueError("a secret")
-            if how != "ends":
-                await anyio.sleep_forever()
+            yield name
+            await next_item(anyio.sleep_forever)
         finally:
-            await anyio.lowlevel.checkpoint()
             log.append("stream closed")
 
-    @app.websocket("/watched")
-    async def watched(name: Annotated[str, Depends(opening(log, "name"))]) -> AsyncIterator[str]:
-        async with contextlib.aclosing(items(name)) as found:  # type: ignore[type-var]
-            async for item in found:
-                yield item
+    async def reading(ws: WebSocket, name: Name) -> AsyncIterator[str]:
+        try:
+            yield name
+            await next_item(ws.receive_text)
+        finally:
+            log.append("stream closed")
 
-    @app.websocket("/reads")
-    async def reading(ws: WebSocket, name: Annotated[str, Depends(opening(log, "name"))]) -> AsyncIterator[str]:
-        async with contextlib.aclosing(items(name)) as found:  # type: ignore[type-var]
-            async for item in found:
-                yield item
-            if how == "the client leaves":
-                await ws.receive_text()
-
-    server = FakeServer(path="/reads" if reads_itself else "/watched")
-    raised: BaseException | None
-    if how == "the client leaves" and reads_itself:
-        # It reads no more than it wants to: the server has to stop it.
-        raised = await outcome(app, server, lambda server: server.texts)
-    elif how == "the client leaves":
+    app.websocket("/")(reading if takes_websocket else watched)
+    server = FakeServer()
+    if how == "the client leaves":
         server.leave()
-        raised = await outcome(app, server)
-    else:
-        raised = await outcome(app, server, (lambda server: server.texts) if how == "cancelled" else None)
-    assert (type(leaf(raised)) is ValueError) == (how == "fails")
-    assert set(server.texts) <= {"name 1"}
-    order = [entry for entry in log if ":" not in entry]
-    assert order == ["+app", "+name", "stream closed", "-name", "-app"]
-    expected = {"ends": (1000, ""), "fails": (1011, "internal error"), "cancelled": (1012, "the server stops")}
-    if how in expected:
-        assert server.closed == expected[how]
+    raised = await outcome(app, server, accepted if how == "cancelled" else None)
+    assert (label(raised) if raised else None) == {"fails": "ValueError", "cancelled": "cancelled"}.get(how)
+    assert [entry for entry in log if ":" not in entry] == ["+app", "+name", "stream closed", "-name", "-app"]
+    assert server.closed == {
+        "returns": (1000, ""), "fails": (1011, "internal error"), "cancelled": (1012, "the server stops"),
+    }.get(how)  # fmt: skip
 
 
 async def test_a_stream_whose_dependency_refuses_is_not_accepted() -> None:
@@ -2051,8 +2050,7 @@ async def test_a_stream_whose_dependency_refuses_is_not_accepted() -> None:
 # Many connections at once
 
 
-@pytest.mark.parametrize("shape", [UVICORN])
-async def test_connections_share_nothing_that_was_made_for_one(shape: Shape) -> None:
+async def test_connections_share_nothing_that_was_made_for_one() -> None:
     # S23
     count = 200
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
@@ -2091,7 +2089,7 @@ async def test_connections_share_nothing_that_was_made_for_one(shape: Shape) -> 
         await ws.accept()
         await ws.send_json([n, mine.n, user, name.get()])
 
-    servers = [FakeServer(shape, query=f"n={n}") for n in range(count)]
+    servers = [FakeServer(query=f"n={n}") for n in range(count)]
     with anyio.fail_after(DEADLINE):
         async with anyio.create_task_group() as group:
             for server in servers:
@@ -2123,9 +2121,11 @@ async def test_a_connection_is_cleaned_up_while_another_goes_on() -> None:
             for server in servers:
                 group.start_soon(app, server.scope, server.receive, server.send)
                 await server.until(accepted)
-            for n in (1, 0, 2):
+            for n, others in ((1, (0, 2)), (0, (2,)), (2, ())):
                 servers[n].leave()
-                await soon(lambda n=n: f"-{n}" in log)  # type: ignore[misc]
-                for server in servers:
-                    server.say("?")
+                await soon(functools.partial(log.__contains__, f"-{n}"))
+                for other in others:
+                    servers[other].say(f"after {n}")
+                    text = f"{other} after {n}"
+                    await servers[other].until(lambda server, text=text: text in server.texts)  # type: ignore[misc]
     assert log == ["+0", "+1", "+2", "-1", "-0", "-2"]

@@ -936,6 +936,20 @@ async def test_a_close_that_is_cancelled_while_it_waits_has_not_happened() -> No
 
 
 @each_shape
+async def test_close_after_the_client_left_is_the_end_although_a_send_still_waits(shape: Shape) -> None:
+    # The table: LEFT and `websocket.close` lead to ENDED.
+    ws, server = await opened(shape)
+    async with waiting_reader(ws, server) as found, held(ws, server) as start:
+        first = await start(ws.send_text, "a")
+        server.leave(1001)
+        await soon(lambda: found)
+        await ws.close()
+        assert states(ws) == (DISCONNECTED, DISCONNECTED)
+        first.cancel()
+    assert "websocket.close" not in server.types
+
+
+@each_shape
 async def test_a_cancelled_close_does_not_undo_the_end_that_came_meanwhile(shape: Shape) -> None:
     ws, server = await opened(shape)
     async with waiting_reader(ws, server) as found, held(ws, server) as start:

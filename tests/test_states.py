@@ -7,6 +7,7 @@ import pytest
 from asgiws.states import INCOMING, TRANSITIONS, Phase, WebSocketState
 
 OUTGOING = frozenset({"websocket.accept", "websocket.send", "websocket.close", "websocket.http.response"})
+FAILED = "send failed"
 MOVES = [(phase, event, after) for phase, moves in TRANSITIONS.items() for event, after in moves.items()]
 DISCONNECTED = WebSocketState.DISCONNECTED
 
@@ -41,9 +42,9 @@ def test_every_phase_has_its_row_and_carries_it() -> None:
         assert phase.moves is TRANSITIONS[phase]
 
 
-def test_every_event_is_one_that_a_server_or_an_application_sends() -> None:
+def test_every_event_is_one_that_a_server_or_an_application_sends_or_the_failure_to_send_it() -> None:
     assert not INCOMING & OUTGOING
-    assert {event for _, event, _ in MOVES} == INCOMING | OUTGOING
+    assert {event for _, event, _ in MOVES} == INCOMING | OUTGOING | {FAILED}
 
 
 def test_every_phase_can_be_told_from_the_others_by_its_text() -> None:
@@ -68,7 +69,7 @@ def test_no_move_brings_a_side_back(phase: Phase, event: str, after: Phase) -> N
 
 @pytest.mark.parametrize(("phase", "event", "after"), MOVES)
 def test_a_move_touches_only_the_side_whose_event_it_is(phase: Phase, event: str, after: Phase) -> None:
-    if event in INCOMING:
+    if event in INCOMING or event == FAILED:
         assert after.application is phase.application
     else:
         assert after.client is phase.client
@@ -119,6 +120,16 @@ def test_a_disconnect_is_taken_wherever_the_client_is_not_gone() -> None:
     for phase, moves in TRANSITIONS.items():
         if phase.client is not DISCONNECTED:
             assert moves["websocket.disconnect"].client is DISCONNECTED
+
+
+def test_a_failed_send_means_that_the_client_has_gone_and_what_it_said_is_still_read() -> None:
+    # T7; before accept there was nothing to say.
+    assert only_in(FAILED) == {Phase.ASKED, Phase.OPEN}
+    for phase in only_in(FAILED):
+        assert TRANSITIONS[phase][FAILED].client is DISCONNECTED
+    lost = TRANSITIONS[Phase.OPEN][FAILED]
+    assert TRANSITIONS[lost]["websocket.receive"] is lost
+    assert TRANSITIONS[lost]["websocket.disconnect"] is TRANSITIONS[Phase.OPEN]["websocket.disconnect"]
 
 
 def test_the_order_of_two_ends_does_not_matter() -> None:

@@ -52,6 +52,8 @@ READS: dict[str, Callable[[Socket], Awaitable[Any]]] = {
 }
 LOOPS = ("async for", "iter_text")
 NOTHING: Outcome = ("value", None)
+READABLE = (Phase.OPEN, Phase.LOST)
+"""Where a receive() may begin; one that is pending already goes on through any move."""
 
 messages = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=3),
@@ -177,9 +179,9 @@ class Machine(RuleBasedStateMachine):
             return "state error", f"cannot {doing}: this WebSocket is already accepted; close() ends it"
         return "state error", f"cannot {doing}: this WebSocket is not accepted yet; call `await ws.accept()` first"
 
-    def broken(self) -> Outcome:
+    def broken(self, move: str) -> Outcome:
         """What comes of an error that means the end of the connection."""
-        self.phase = TRANSITIONS[self.phase].get("websocket.disconnect", self.phase)
+        self.phase = TRANSITIONS[self.phase].get(move, self.phase)
         self.ended = self.ended or ("peer", 1006, "")
         return "disconnect", *self.ended[1:]
 
@@ -190,7 +192,7 @@ class Machine(RuleBasedStateMachine):
             failure = {"oserror": "OSError", "runtimeerror": "RuntimeError", "silent": "silent"}[self.shape.gone]
         if failure is None:
             return None
-        return {"silent": NOTHING, "Bug": ("bug",)}.get(failure) or self.broken()
+        return {"silent": NOTHING, "Bug": ("bug",)}.get(failure) or self.broken("send failed")
 
     # The handshake
 
@@ -228,7 +230,7 @@ class Machine(RuleBasedStateMachine):
         if not self.allows(move):
             return self.refused(doing)
         if self.failure is not None:
-            return self.broken()
+            return self.broken("send failed")
         self.move(move)
         self.wire += events
         return NOTHING
@@ -284,19 +286,19 @@ class Machine(RuleBasedStateMachine):
     # Messages in
 
     @rule(how=ways)
-    @precondition(lambda self: self.reader is None and (self.phase is not Phase.OPEN or self.inbox))
+    @precondition(lambda self: self.reader is None and (self.phase not in READABLE or self.inbox))
     def read(self, how: str) -> None:
         if self.phase is Phase.OPENING and how == "receive":
             self.read_handshake()
             expected: Outcome = self.told() if self.ended else ("value", {"type": "websocket.connect"})
-        elif self.phase is Phase.OPEN:
+        elif self.phase in READABLE:
             expected = self.arrived(self.inbox.popleft(), how)
         else:
             expected = self.unread(how)
         self.check(READS[how], expected)
 
     @rule(how=ways)
-    @precondition(lambda self: self.reader is None and self.phase is Phase.OPEN and not self.inbox)
+    @precondition(lambda self: self.reader is None and self.phase in READABLE and not self.inbox)
     def wait_for_a_message(self, how: str) -> None:
         self.reader = how, self.portal.start_task_soon(self._run, READS[how])
         self.portal.call(soon, lambda: self.server._receiving)
@@ -320,15 +322,17 @@ class Machine(RuleBasedStateMachine):
         """What a reader must get of what the server hands in."""
         match incoming.kind:
             case "websocket.receive":
+                self.move("websocket.receive")
                 found = self.read_as(how, incoming.message)
             case "websocket.disconnect":
-                self.phase = TRANSITIONS[self.phase].get("websocket.disconnect", self.phase)
-                self.ended = self.ended or ("peer", incoming.code, incoming.reason)
+                self.move("websocket.disconnect")
+                if self.ended is None or self.ended[0] == "peer":
+                    self.ended = ("peer", incoming.code, incoming.reason)
                 found = self.gone(how)
             case "Bug":
                 found = ("bug",)
             case "OSError" | "RuntimeError":
-                self.broken()
+                self.broken("websocket.disconnect")
                 found = self.gone(how)
             case _:
                 found = ("protocol error",)
