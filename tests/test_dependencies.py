@@ -179,7 +179,7 @@ def app_with(
     prefixes: tuple[str, str] = ("", ""),
 ) -> App:
     """An app with one route whose handler depends on something by one of the places."""
-    here: dict[str, list[Depends]] = {name: [] for name in PLACES} | {place: [Depends(dependency)]}
+    here: dict[str, list[Any]] = {name: [] for name in PLACES} | {place: [Depends(dependency)]}
     app = App(dependencies=here["app"])
     router = Router(prefixes[1], dependencies=here["router"])
     # A dependency that is none of the place's stands there, so that each place has one.
@@ -619,7 +619,7 @@ async def test_what_asks_anew_leaves_the_kept_value_alone() -> None:
 async def test_app_router_route_include_and_parameters_run_in_this_order(kind: str) -> None:
     log: Log = []
 
-    def needs(*names: str) -> list[Depends]:
+    def needs(*names: str) -> list[Any]:
         return [Depends(noting(log, name)) for name in names]
 
     def parameter(_: Annotated[Any, Depends(noting(log, "below the parameter"))]) -> None:
