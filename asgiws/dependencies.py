@@ -8,14 +8,21 @@ from typing import Any
 import anyio
 
 from .connection import Connection
-from .errors import ParameterError, ParameterProblem
+from .errors import ParameterError, ParameterProblem, SignatureError
+from .http import Request
 from .injection import Dependency, Plan
 from .log import logger
-from .signature import function_of
+from .session import Session
+from .signature import function_of, name_of
+from .states import DISCONNECTED
 from .types import Handler
 
 CLEAN_UP = 5.0
 """Seconds that the clean-up of one connection may take."""
+
+
+class AnsweredError(Exception):
+    """A dependency has refused the handshake itself: no later dependency runs, nor the handler."""
 
 
 @contextlib.asynccontextmanager
@@ -24,10 +31,7 @@ async def solved(
     connection: Connection,
     overrides: Mapping[Handler, Handler],
 ) -> AsyncIterator[dict[str, Any]]:
-    """The arguments of a handler; what the dependencies opened is closed at the end.
-
-    Clean-up runs in this task, in reverse order, whatever happened; a cancellation from outside does not reach it, and
-    it is cut after `CLEAN_UP`.
+    """The arguments of a handler; what the dependencies opened is closed at the end, in reverse order, in this task.
 
     Args:
         plan: The handler's.
@@ -36,30 +40,62 @@ async def solved(
 
     Raises:
         ParameterError: With every value that does not validate. A dependency after the first of them is not run.
+        AnsweredError: A dependency refused the handshake.
     """
-    failure: BaseException | None = None
-    # The scope is outside of all that the dependencies enter, as scopes must nest: it becomes the shield at the end.
-    with anyio.CancelScope() as scope:
-        stack = contextlib.AsyncExitStack()
+    refusal: BaseException | None = None
+    async with contextlib.AsyncExitStack() as stack:
         try:
-            yield await _Solving(connection, overrides, stack).arguments(plan)
+            arguments = await _Solving(connection, overrides, stack).arguments(plan)
         except BaseException as error:
-            failure = error
-            _shield(scope)
-            if not await stack.__aexit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            _shield(scope)
-            await stack.__aexit__(None, None, None)
-    if scope.cancelled_caught:
-        logger().warning("connection %s: the clean-up took over %s s and was cut", connection.id, CLEAN_UP)
-        if failure is not None:
+            refusal = error
+            raise
+        yield arguments
+    # A cancellation that the clean-up was shielded from comes here, not into the close.
+    await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
+    if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
+        raise refusal
+
+
+class _CleanUp:
+    """The clean-up of one connection: every generator's is shielded from cancellation, all have one deadline."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.deadline: float | None = None
+        self.told = False
+
+    @contextlib.asynccontextmanager
+    async def after(self, generator: contextlib.AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
+        """What a generator yields, and then its clean-up."""
+        failure: BaseException | None = None
+        # Scopes must nest: the shield is outside of all that the generator enters, inside of all that came before.
+        scope = anyio.CancelScope()
+        try:
+            with scope:
+                value = await generator.__aenter__()
+                try:
+                    yield value
+                except BaseException as error:
+                    failure = error
+                    self._shield(scope)
+                    if not await generator.__aexit__(type(error), error, error.__traceback__):
+                        raise
+                else:
+                    self._shield(scope)
+                    await generator.__aexit__(None, None, None)
+        finally:
+            if scope.cancel_called and not self.told:
+                self.told = True
+                text = "connection %s: the clean-up took over %s s and was cut"
+                logger().warning(text, self.connection.id, CLEAN_UP)
+        if failure is not None and scope.cancelled_caught:
             raise failure
 
-
-def _shield(scope: "anyio.CancelScope") -> None:  # quoted: `import asgiws` stays quick without this part of anyio
-    scope.shield = True
-    scope.deadline = anyio.current_time() + CLEAN_UP
+    def _shield(self, scope: Any) -> None:
+        if self.deadline is None:
+            self.deadline = anyio.current_time() + CLEAN_UP
+        scope.shield = True
+        scope.deadline = self.deadline
 
 
 class _Solving:
@@ -74,44 +110,67 @@ class _Solving:
         self.connection = connection
         self.overrides = overrides
         self.stack = stack
-        self.values: dict[Handler, Any] = {}
+        self.clean_up = _CleanUp(connection)
+        self.values: dict[Any, Any] = {}
+        self.running: list[Handler] = []
 
     async def arguments(self, plan: Plan) -> dict[str, Any]:
         """The arguments of a function, its dependencies first."""
         arguments: dict[str, Any] = {}
+        refused = False
         problems: list[ParameterProblem] = []
         for name, dependency in plan.dependencies:
-            if problems:
-                problems += dependency.plan.problems(self.connection)
+            if refused:
+                problems += self._problems(dependency)
                 continue
             try:
-                value = await self.value(dependency)
+                value = await self._value(self._overridden(dependency))
             except ParameterError as error:
+                refused = True
                 problems += error.errors
             else:
                 if name is not None:
                     arguments[name] = value
-        if problems:
-            raise ParameterError(problems + plan.own_problems(self.connection))
+        if refused:
+            raise ParameterError({str(one): one for one in problems + plan.problems(self.connection)}.values())
         return arguments | plan(self.connection)
 
-    async def value(self, dependency: Dependency) -> Any:
+    def _overridden(self, dependency: Dependency) -> Dependency:
+        return dependency.replace(self.overrides[dependency.key]) if dependency.key in self.overrides else dependency
+
+    def _problems(self, dependency: Dependency) -> list[ParameterProblem]:
+        """Every value that does not validate for a dependency that is not run any more."""
+        plan = self._overridden(dependency).plan
+        below = [problem for _, other in plan.dependencies for problem in self._problems(other)]
+        return below + plan.problems(self.connection)
+
+    async def _value(self, dependency: Dependency) -> Any:
         """The value of a dependency, from before or new."""
-        if dependency.call in self.overrides:
-            dependency = dependency.replace(self.overrides[dependency.call])
-        call = dependency.call
-        if dependency.use_cache and call in self.values:
-            return self.values[call]
-        value = await self._run(call, await self.arguments(dependency.plan))
+        if dependency.use_cache and dependency.key in self.values:
+            return self.values[dependency.key]
+        if dependency.call in self.running:
+            chain = " -> ".join(map(name_of, (*self.running, dependency.call)))
+            raise SignatureError(f"a dependency needs itself: {chain}", "Take one of them out of the overrides.")
+        if dependency.plan.needs_body and isinstance(self.connection, Request):
+            await self.connection.body()
+        self.running.append(dependency.call)
+        arguments = await self.arguments(dependency.plan)
+        self.running.pop()
+        value = await self._run(dependency.call, arguments)
+        if isinstance(self.connection, Session) and self.connection.application_state is DISCONNECTED:
+            raise AnsweredError
         if dependency.use_cache:
-            self.values[call] = value
+            self.values[dependency.key] = value
         return value
 
     async def _run(self, call: Handler, arguments: dict[str, Any]) -> Any:
         function = function_of(call)
+        if inspect.isclass(call):
+            return call(**arguments)
         if inspect.isasyncgenfunction(function):
-            return await self.stack.enter_async_context(contextlib.asynccontextmanager(call)(**arguments))
+            generator = contextlib.asynccontextmanager(call)(**arguments)
+            return await self.stack.enter_async_context(self.clean_up.after(generator))
         if inspect.isgeneratorfunction(function):
             return self.stack.enter_context(contextlib.contextmanager(call)(**arguments))
         value = call(**arguments)
-        return await value if inspect.isawaitable(value) else value
+        return await value if inspect.iscoroutine(value) else value

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from .dependencies import CLEAN_UP, solved
+from .dependencies import CLEAN_UP, AnsweredError, solved
 from .errors import (
     HTTPException,
     MessageError,
@@ -158,19 +158,21 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
             scope, receive, send, app=host, path_params=params, limits=host.limits, decoder=decoder,
         )  # fmt: skip
         try:
-            if plan.dependencies:
-                async with solved(plan, ws, host.dependency_overrides) as arguments:
-                    await run(ws, arguments)
-            else:
-                await run(ws, plan(ws))
-        except Exception as error:
-            if await _failed(ws, error, host, where):
-                raise
+            try:
+                if plan.dependencies:
+                    async with solved(plan, ws, host.dependency_overrides) as arguments:
+                        await run(ws, arguments)
+                else:
+                    await run(ws, plan(ws))
+                if ws.application_state is not DISCONNECTED:
+                    await _finish(ws, host, where)
+            except Exception as error:
+                if await _failed(ws, error, host, where):
+                    raise
         except BaseException as error:
-            await _interrupted(ws, error)
+            if not isinstance(error, Exception):
+                await _interrupted(ws, error)
             raise
-        else:
-            await _finish(ws, host, where)
 
     return serve
 
@@ -179,7 +181,7 @@ async def _finish(ws: WebSocket[Any, Any], host: Host, where: str) -> None:
     """End a connection whose handler is done."""
     if ws.application_state is CONNECTING:
         await _failed(ws, HTTPException(403), host, where)
-    elif ws.application_state is not DISCONNECTED:
+    else:
         await ws.close(1000)
 
 
@@ -192,9 +194,11 @@ async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
             await ws.close(1012, "the server stops")
 
 
-async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:
+async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:  # noqa: C901 - the table
     """End a connection whose handler raised; True if the exception must be raised again."""
     cause = _cause(error)
+    if isinstance(cause, AnsweredError):
+        return False
     own = host.handler_for(cause)
     if own is None and isinstance(cause, WebSocketDisconnect):
         logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
@@ -216,6 +220,8 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
         _log(where, ws.id, error)
         again = True
     try:
+        # A cancellation that was held back until now comes here, not into the close.
+        await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
         await _end_by_table(ws, cause)
     except WebSocketDisconnect:
         pass
@@ -341,6 +347,7 @@ async def _closed_at_the_end(items: AsyncGenerator[Any, None]) -> AsyncIterator[
 def _http_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
     async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host) -> None:
         request = Request(scope, receive, app=host, path_params=params, limits=host.limits)
+        response: ASGIApp | None = None
         try:
             if plan.needs_body:
                 await request.body()
@@ -349,6 +356,7 @@ def _http_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
                     response = to_response(await handler(**arguments))
             else:
                 response = to_response(await handler(**plan(request)))
+            _check_answered(response)
         except ClientDisconnectError:
             return
         except Exception as error:
@@ -360,6 +368,11 @@ def _http_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
             await response(scope, receive, send)
 
     return serve
+
+
+def _check_answered(response: ASGIApp | None) -> None:
+    if response is None:
+        raise RuntimeError("a dependency swallowed the exception of the handler: there is nothing to answer with")
 
 
 async def _answer_to(request: Request, error: Exception, host: Host, where: str) -> tuple[ASGIApp, bool]:

@@ -7,7 +7,7 @@ itself from a connection (`App`); for HTTP, a Struct is the body; else the query
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -70,17 +70,10 @@ class Plan:
         try:
             return {name: read(connection) for name, read in self._steps}
         except ParameterError:
-            raise ParameterError(self.own_problems(connection)) from None
+            raise ParameterError(self.problems(connection)) from None
 
     def problems(self, connection: Connection) -> list[ParameterProblem]:
-        """Every value that does not validate, here and in the dependencies; none of those is run."""
-        problems = []
-        for _, dependency in self.dependencies:
-            problems += dependency.plan.problems(connection)
-        return problems + self.own_problems(connection)
-
-    def own_problems(self, connection: Connection) -> list[ParameterProblem]:
-        """Every value that does not validate, dependencies left aside."""
+        """Every value from the connection itself that does not validate."""
         problems = []
         for _, read in self._steps:
             try:
@@ -95,12 +88,13 @@ class Dependency:
 
     Attributes:
         call: The function.
+        key: The function, or what stands for one that cannot be hashed.
         plan: How its arguments come about.
         use_cache: Whether one connection asks it once.
         replace: Gives the dependency on another function in its place.
     """
 
-    __slots__ = ("call", "plan", "replace", "use_cache")
+    __slots__ = ("call", "key", "plan", "replace", "use_cache")
 
     def __init__(
         self,
@@ -111,6 +105,7 @@ class Dependency:
         use_cache: bool,
     ) -> None:
         self.call = call
+        self.key: Any = call if isinstance(call, Hashable) else id(call)
         self.plan = plan
         self.replace = replace
         self.use_cache = use_cache
@@ -137,8 +132,12 @@ def plan_for(
         SignatureError: A parameter could never be filled.
     """
     planner = _Planner(kind, path, body=body)
-    dependencies: list[tuple[str | None, Dependency]] = [(None, planner.dependency(one, None)) for one in before]
-    return planner.plan(_with_connection(parameters_of(handler), kind, path), dependencies)
+    try:
+        first: list[tuple[str | None, Dependency]] = [(None, planner.dependency(one, None)) for one in before]
+        return planner.plan(_with_connection(parameters_of(handler), kind, path), first, handler)
+    except SignatureError as error:
+        error.where = " -> ".join(filter(None, (whereabouts(handler), error.where)))
+        raise
 
 
 def _with_connection(parameters: list[Parameter], kind: str, path: Mapping[str, Any]) -> list[Parameter]:
@@ -162,20 +161,26 @@ class _Planner:
         *,
         body: bool,
         chain: tuple[Handler, ...] = (),
+        bodies: set[tuple[int, str]] | None = None,
     ) -> None:
         self.kind = kind
         self.path = path
         self.body = body
         self.chain = chain
-        self.bodies = 0
+        # Who takes the body, as function and parameter: one takes it however many depend on that one.
+        self.bodies: set[tuple[int, str]] = set() if bodies is None else bodies
+        self.owner = 0
+        self.takes_body = False
         self.decoder: MessageDecoder | None = None
 
     def plan(
         self,
         parameters: list[Parameter],
-        dependencies: Iterable[tuple[str | None, Dependency]] = (),
+        dependencies: Iterable[tuple[str | None, Dependency]],
+        function: Handler,
     ) -> Plan:
-        """The plan for these parameters, after what must be run before."""
+        """The plan for these parameters of a function, after what must be run before."""
+        self.owner = id(function)
         needed = list(dependencies)
         steps = []
         for parameter in parameters:
@@ -183,12 +188,17 @@ class _Planner:
                 needed.append((parameter.name, self.dependency(parameter.marker, parameter)))
             else:
                 steps.append((parameter.name, self.read(parameter)))
-        return Plan(tuple(steps), tuple(needed), self.decoder, needs_body=self.bodies > 0)
+        return Plan(tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body)
 
     def dependency(self, marker: Depends, parameter: Parameter | None) -> Dependency:
         """What a `Depends` stands for, planned; errors tell the chain that led there."""
         call = marker.dependency
-        if call is None and parameter is not None and inspect.isclass(parameter.bare):
+        if (
+            call is None
+            and parameter is not None
+            and inspect.isclass(parameter.bare)
+            and parameter.bare not in (EMPTY, Any)
+        ):
             call = parameter.bare
         if not callable(call):
             raise SignatureError(
@@ -196,26 +206,28 @@ class _Planner:
                 "Write Depends(function), or annotate the parameter with a class: Annotated[Service, Depends()].",
             )
 
-        def build(function: Handler) -> Dependency:
-            return Dependency(function, self._plan_below(function), build, use_cache=marker.use_cache)
+        def replace(function: Handler) -> Dependency:
+            fresh = _Planner(self.kind, self.path, body=self.body)
+            return Dependency(function, fresh.plan_below(function), replace, use_cache=marker.use_cache)
 
-        return build(call)
+        return Dependency(call, self.plan_below(call), replace, use_cache=marker.use_cache)
 
-    def _plan_below(self, call: Handler) -> Plan:
+    def plan_below(self, call: Handler) -> Plan:
+        """The plan of a dependency."""
         chain = (*self.chain, call)
         if call in self.chain:
             raise SignatureError(
                 f"a dependency needs itself: {' -> '.join(name_of(one) for one in chain)}",
                 "Take one of them out of the circle.",
             )
-        below = _Planner(self.kind, self.path, body=self.body, chain=chain)
-        below.bodies = self.bodies
+        below = _Planner(self.kind, self.path, body=self.body, chain=chain, bodies=self.bodies)
         try:
-            plan = below.plan(parameters_of(call))
+            plan = below.plan(parameters_of(call), (), call)
         except SignatureError as error:
-            error.where = error.where or f"{whereabouts(call)}, a dependency"
+            error.where = " -> ".join(filter(None, (whereabouts(call), error.where)))
             raise
-        self.bodies = below.bodies
+        self.takes_body |= below.takes_body
+        self.decoder = self.decoder or below.decoder
         return plan
 
     def read(self, parameter: Parameter) -> Read:
@@ -282,13 +294,14 @@ class _Planner:
         return path_reader(parameter, name, self.path[name])
 
     def _from_body(self, parameter: Parameter) -> Read:
-        self.bodies += 1
+        self.bodies.add((self.owner, parameter.name))
+        self.takes_body = True
         if self.kind != "http" or not self.body:
             raise SignatureError(
                 f"parameter {parameter.name!r} is marked as Body(), but nothing here has a body",
                 "Use Query(), Header() or Cookie(); on a WebSocket declare messages as WebSocket[In, Out].",
             )
-        if self.bodies > 1:
+        if len(self.bodies) > 1:
             raise SignatureError(
                 f"parameter {parameter.name!r} is a second body",
                 "A request has one body: make one Struct of what it holds.",

@@ -399,9 +399,11 @@ def _no_match(name: str, params: dict[str, Any]) -> Exception:
 
 
 def _checked(dependencies: Iterable[Depends] | None) -> tuple[Depends, ...]:
-    found = tuple(dependencies or ())
+    if dependencies is None:
+        return ()
+    found = tuple(dependencies) if isinstance(dependencies, Iterable) else (dependencies,)
     for one in found:
-        if not isinstance(one, Depends):
+        if isinstance(dependencies, Depends) or not isinstance(one, Depends):
             raise SignatureError(
                 f"dependencies takes a list of Depends(...), got {one!r}", "Write [Depends(function)]."
             )

@@ -219,9 +219,10 @@ class Session(Connection):
         if self._phase is OPENING:
             with contextlib.suppress(WebSocketDisconnect):
                 await self._read_connect()
+        if self._phase is not OPEN and self._phase is not ASKED:
+            self._enter(self._phase.moves["websocket.close"])
+            return
         if self._sending:
-            if self._phase is not OPEN and self._phase is not ASKED:
-                return
             await self._turn()
         self._sending = True
         try:

@@ -61,13 +61,14 @@ def parameters_of(handler: Handler) -> list[Parameter]:
     Raises:
         SignatureError: One of them can never be filled, or an annotation is unknown.
     """
-    function = function_of(handler)
-    if function is object.__init__:
-        return []
-    hints = _hints(inspect.unwrap(function))
+    hints = _hints(inspect.unwrap(function_of(handler)))
     bound = handler.keywords if isinstance(handler, functools.partial) else {}
     found = []
-    for parameter in inspect.signature(handler).parameters.values():
+    try:
+        signature = inspect.signature(handler)
+    except ValueError as error:
+        raise SignatureError(f"{error}", "Wrap it in a function of your own that names its parameters.") from None
+    for parameter in signature.parameters.values():
         if parameter.name in bound:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
@@ -80,11 +81,12 @@ def parameters_of(handler: Handler) -> list[Parameter]:
 
 
 def function_of(handler: Any) -> Any:
-    """The function behind a handler: what a partial calls, a class's `__init__`, an object's `__call__`."""
+    """The function behind a handler: what a partial calls, what makes an object of a class, an object's `__call__`."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if inspect.isclass(handler):
-        return handler.__init__
+        written = (function for function in (handler.__init__, handler.__new__) if inspect.isfunction(function))
+        return next(written, handler)
     return handler if inspect.isroutine(handler) else type(handler).__call__
 
 

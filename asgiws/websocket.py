@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 import anyio
-import anyio.lowlevel
 
 from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
@@ -148,7 +147,7 @@ class WebSocket(Session, Generic[In, Out]):
         await self._answer("websocket.http.response", "refuse", start, end, closing=("you", status, ""))
         # uvicorn takes the handshake as answered when its transport has gone, one turn of the event loop later, and
         # complains in the log of an application that returns before.
-        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
 
     def _offered(self, subprotocol: Any) -> str:
         if is_token(subprotocol) and subprotocol in self.subprotocols:
