@@ -11,7 +11,7 @@ from .errors import ConfigurationError, HTTPException, ProtocolError, RouteError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
-from .params import Depends
+from .params import DependsMarker
 from .paths import WEBSOCKET, Converter
 from .routing import Mount, Route, Router, route_path
 from .security import OriginPolicy
@@ -65,7 +65,7 @@ class App(Router):
     def __init__(
         self,
         *,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
         lifespan: Lifespan | None = None,
         middleware: Iterable[Any] = (),
         exception_handlers: Mapping[Any, ExceptionHandler] | None = None,

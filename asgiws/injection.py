@@ -16,7 +16,7 @@ from .connection import Connection
 from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
 from .http import Request
 from .messages import MessageDecoder, decoder_for
-from .params import REQUIRED, Depends, Marker
+from .params import REQUIRED, DependsMarker, Marker
 from .paths import Converter
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .types import Handler
@@ -117,7 +117,7 @@ def plan_for(
     path: Mapping[str, Converter[Any]],
     *,
     body: bool = True,
-    before: Iterable[Depends] = (),
+    before: Iterable[DependsMarker] = (),
 ) -> Plan:
     """The plan of a handler.
 
@@ -184,13 +184,13 @@ class _Planner:
         needed = list(dependencies)
         steps = []
         for parameter in parameters:
-            if isinstance(parameter.marker, Depends):
+            if isinstance(parameter.marker, DependsMarker):
                 needed.append((parameter.name, self.dependency(parameter.marker, parameter)))
             else:
                 steps.append((parameter.name, self.read(parameter)))
         return Plan(tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body)
 
-    def dependency(self, marker: Depends, parameter: Parameter | None) -> Dependency:
+    def dependency(self, marker: DependsMarker, parameter: Parameter | None) -> Dependency:
         """What a `Depends` stands for, planned; errors tell the chain that led there."""
         call = marker.dependency
         if (

@@ -86,16 +86,26 @@ def Body(default: Any = REQUIRED, **options: Any) -> Any:
     return _marker("body", default, options)
 
 
-class Depends(msgspec.Struct, frozen=True, eq=False):
-    """A value that another function gives: `user: Annotated[User, Depends(current_user)]`.
-
-    The function takes the same parameters as a handler, other dependencies among them. It may be async or not, a class,
-    or a generator that yields the value and cleans up behind it: when the connection ends, however it ends.
+class DependsMarker(msgspec.Struct, frozen=True, eq=False):
+    """What `Depends` gives.
 
     Attributes:
-        dependency: The function; left out, the annotated class.
-        use_cache: Whether one connection asks the function once, or each who depends on it anew.
+        dependency: The function; None for the annotated class.
+        use_cache: Whether one connection asks the function once.
     """
 
-    dependency: Callable[..., Any] | None = None
-    use_cache: bool = msgspec.field(default=True)
+    dependency: Callable[..., Any] | None
+    use_cache: bool
+
+
+def Depends(dependency: Callable[..., Any] | None = None, *, use_cache: bool = True) -> Any:
+    """A value that another function gives.
+
+    In `user: Annotated[User, Depends(current_user)]` or as a default. The function takes the same parameters as a handler, other dependencies among them. It may be async or not, a class,
+    or a generator that yields the value and cleans up behind it: when the connection ends, however it ends.
+
+    Args:
+        dependency: The function; left out, the annotated class.
+        use_cache: Whether one connection asks the function once, or anew for each who depends on it.
+    """
+    return DependsMarker(dependency, use_cache)

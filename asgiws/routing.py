@@ -10,7 +10,7 @@ from .connection import split_root
 from .endpoints import Endpoint, check_handler, endpoint_for
 from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, whereabouts
 from .injection import plan_for
-from .params import Depends
+from .params import DependsMarker
 from .paths import CONVERTERS, PATH, WEBSOCKET, Converter, PathTree, Template, parse_template
 from .types import ASGIApp, Handler, Receive, Scope, Send
 from .wire import is_token
@@ -44,7 +44,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     handler: Handler
     name: str
     where: str
-    dependencies: tuple[Depends, ...] = ()
+    dependencies: tuple[DependsMarker, ...] = ()
 
     @property
     def path(self) -> str:
@@ -136,7 +136,7 @@ class Router:
         self,
         prefix: str = "",
         *,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
         converters: Mapping[str, Converter[Any]] | None = None,
     ) -> None:
         self.converters: Mapping[str, Converter[Any]] = {**CONVERTERS, **(converters or {})}
@@ -161,7 +161,7 @@ class Router:
         path: str,
         *,
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of WebSockets: an async function, or an async generator whose items are sent.
 
@@ -182,7 +182,7 @@ class Router:
         *,
         methods: Iterable[str] = ("GET",),
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of HTTP requests; raises as `websocket`."""
         return self._registrar("http", _method_names(methods, path), path, name, dependencies)
@@ -192,7 +192,7 @@ class Router:
         path: str,
         *,
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of GET, and of HEAD; raises as `websocket`."""
         return self._registrar("http", ("GET",), path, name, dependencies)
@@ -202,7 +202,7 @@ class Router:
         path: str,
         *,
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of POST; raises as `websocket`."""
         return self._registrar("http", ("POST",), path, name, dependencies)
@@ -212,7 +212,7 @@ class Router:
         path: str,
         *,
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of PUT; raises as `websocket`."""
         return self._registrar("http", ("PUT",), path, name, dependencies)
@@ -222,7 +222,7 @@ class Router:
         path: str,
         *,
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of PATCH; raises as `websocket`."""
         return self._registrar("http", ("PATCH",), path, name, dependencies)
@@ -232,7 +232,7 @@ class Router:
         path: str,
         *,
         name: str | None = None,
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of DELETE; raises as `websocket`."""
         return self._registrar("http", ("DELETE",), path, name, dependencies)
@@ -243,7 +243,7 @@ class Router:
         methods: tuple[str, ...],
         path: str,
         name: str | None,
-        dependencies: Iterable[Depends] | None,
+        dependencies: Iterable[DependsMarker] | None,
     ) -> Callable[[H], H]:
         if not isinstance(path, str):
             raise RouteError(
@@ -270,7 +270,7 @@ class Router:
         self,
         router: "Router",
         prefix: str = "",
-        dependencies: Iterable[Depends] | None = None,
+        dependencies: Iterable[DependsMarker] | None = None,
     ) -> None:
         """Take over all routes and mounts of a router, below a prefix.
 
@@ -398,12 +398,12 @@ def _no_match(name: str, params: dict[str, Any]) -> Exception:
     return RouteError(f"a route alone builds no path of {name!r}", "Ask the app: app.url_path_for(...).")
 
 
-def _checked(dependencies: Iterable[Depends] | None) -> tuple[Depends, ...]:
+def _checked(dependencies: Iterable[DependsMarker] | None) -> tuple[DependsMarker, ...]:
     if dependencies is None:
         return ()
     found = tuple(dependencies) if isinstance(dependencies, Iterable) else (dependencies,)
     for one in found:
-        if isinstance(dependencies, Depends) or not isinstance(one, Depends):
+        if isinstance(dependencies, DependsMarker) or not isinstance(one, DependsMarker):
             raise SignatureError(
                 f"dependencies takes a list of Depends(...), got {one!r}", "Write [Depends(function)]."
             )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from .errors import SignatureError
-from .params import REQUIRED, Depends, Marker
+from .params import REQUIRED, DependsMarker, Marker
 from .types import Handler
 
 EMPTY = inspect.Parameter.empty
@@ -25,7 +25,7 @@ class Parameter(NamedTuple):
     name: str
     type: Any
     default: Any
-    marker: Marker | Depends | None
+    marker: Marker | DependsMarker | None
 
     @property
     def bare(self) -> Any:
@@ -122,10 +122,10 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
     markers = []
     if typing.get_origin(annotation) is Annotated:
         base, *extras = typing.get_args(annotation)
-        markers = [extra for extra in extras if isinstance(extra, Marker | Depends)]
+        markers = [extra for extra in extras if isinstance(extra, Marker | DependsMarker)]
         kept = tuple(extra for extra in extras if isinstance(extra, msgspec.Meta))
         annotation = Annotated[(base, *kept)] if kept else base
-    if isinstance(default, Marker | Depends):
+    if isinstance(default, Marker | DependsMarker):
         markers.append(default)
         default = EMPTY
     if len(markers) > 1:

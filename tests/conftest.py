@@ -14,5 +14,5 @@ settings.load_profile("asgiws")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request):
-    return request.param
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

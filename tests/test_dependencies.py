@@ -1609,6 +1609,23 @@ async def test_clean_up_that_takes_too_long_is_cut_and_nothing_else_is_lost(
     assert warnings == [f"connection {ids[0]}: the clean-up took over 0.01 s and was cut"]
 
 
+async def test_the_limit_is_that_of_a_connections_whole_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.05)
+    count = 20
+
+    async def stuck() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await anyio.sleep_forever()
+
+    app = App(dependencies=[Depends(stuck, use_cache=False)] * count)
+    app.websocket("/")(returns)
+    before = anyio.current_time()
+    await connect(app)
+    assert anyio.current_time() - before < count * 0.05 / 2
+
+
 @pytest.mark.parametrize(("raised", "status"), [(None, 200), (HTTPException(409), 409)], ids=repr)
 async def test_clean_up_of_a_request_that_takes_too_long_is_cut(
     raised: Exception | None, status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -101,7 +101,7 @@ def test_depends_notes_its_function_and_whether_it_is_asked_once() -> None:
 def test_depends_never_changes() -> None:
     depends = Depends(current_user)
     with pytest.raises(AttributeError):
-        depends.use_cache = False  # type: ignore[misc]
+        depends.use_cache = False
     assert depends.use_cache
 
 
