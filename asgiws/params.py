@@ -101,8 +101,9 @@ class DependsMarker(msgspec.Struct, frozen=True, eq=False):
 def Depends(dependency: Callable[..., Any] | None = None, *, use_cache: bool = True) -> Any:
     """A value that another function gives.
 
-    In `user: Annotated[User, Depends(current_user)]` or as a default. The function takes the same parameters as a handler, other dependencies among them. It may be async or not, a class,
-    or a generator that yields the value and cleans up behind it: when the connection ends, however it ends.
+    It stands in `user: Annotated[User, Depends(current_user)]` or as a default. The function takes the same parameters
+    as a handler, other dependencies among them. It may be async or not, a class, or a generator that yields the value
+    and cleans up behind it: when the connection ends, however it ends.
 
     Args:
         dependency: The function; left out, the annotated class.
