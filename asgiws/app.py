@@ -48,7 +48,7 @@ class App(Router):
             mounts the app), the first connection starts it.
         middleware: ASGI middleware, the first the outermost; Starlette's `Middleware` objects are taken too.
         exception_handlers: Functions `async (connection, exception)` by exception class or HTTP status. What one
-            returns answers a request, or a handshake that is not answered yet.
+            returns answers a request; a response, a handshake that is not answered yet too.
         allowed_origins: Which origins may open a WebSocket: see `asgiws.security.OriginPolicy`. Left out, only pages of
             the same host and port.
         limits: What a connection may cost.

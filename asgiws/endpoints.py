@@ -58,6 +58,9 @@ class Host(Protocol):
 ENDED = "asgiws.ended"
 """In a scope: the exceptions that ended the connection and were logged, though they are raised again."""
 
+_TABLE = (HTTPException, WebSocketException, ParameterError, MessageError)
+"""What has a line of its own in the table, and so is nobody's bug."""
+
 Endpoint = Callable[[Scope, Receive, Send, dict[str, Any], Any], Awaitable[None]]
 """Serves one connection: scope, receive, send, path parameters, Host."""
 
@@ -194,29 +197,18 @@ async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
             await ws.close(1012, "the server stops")
 
 
-async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:  # noqa: C901 - the table
+async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:
     """End a connection whose handler raised; True if the exception must be raised again."""
     cause = _cause(error)
     if isinstance(cause, AnsweredError):
         return False
     own = host.handler_for(cause)
-    if own is None and isinstance(cause, WebSocketDisconnect):
-        logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
-        if ws.client_state is not DISCONNECTED:
-            await _finish(ws, host, where)
-        return False
     again = False
     if own is not None:
-        try:
-            response = await own(ws, cause)
-            if callable(response) and ws.application_state is CONNECTING:
-                await ws.send_denial_response(response)
-        except WebSocketDisconnect:
-            pass
-        except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
-            _log(where, ws.id, second)
-            cause, again = second, True
-    elif not isinstance(cause, HTTPException | WebSocketException | ParameterError | MessageError):
+        cause, again = await _ask(own, ws, cause, where)
+    elif isinstance(cause, WebSocketDisconnect):
+        logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
+    elif not isinstance(cause, _TABLE):
         _log(where, ws.id, error)
         again = True
     try:
@@ -236,6 +228,22 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
     return again
 
 
+async def _ask(own: ExceptionHandler, ws: WebSocket[Any, Any], error: Exception, where: str) -> tuple[Exception, bool]:
+    """Let the app's own handler end the connection; what is left to be ended by, and whether to raise again."""
+    try:
+        response = await own(ws, error)
+        if callable(response) and ws.application_state is CONNECTING:
+            await ws.send_denial_response(response)
+    except WebSocketDisconnect:
+        return error, False
+    except _TABLE as meaning:
+        return meaning, False
+    except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
+        _log(where, ws.id, second)
+        return second, True
+    return error, False
+
+
 async def _end_by_table(ws: WebSocket[Any, Any], error: Exception) -> None:
     unanswered = ws.application_state is CONNECTING
     match error:
@@ -250,6 +258,8 @@ async def _end_by_table(ws: WebSocket[Any, Any], error: Exception) -> None:
         case HTTPException():
             detail = error.detail if isinstance(error.detail, str) else encode(error.detail).decode()
             await ws.close(4000 + error.status_code, detail)
+        case WebSocketDisconnect() if unanswered and ws.client_state is not DISCONNECTED:
+            await ws.send_denial_response(error_response(HTTPException(403)))
         case WebSocketDisconnect():
             await ws.close(1000)
         case _ if unanswered:
@@ -382,6 +392,8 @@ async def _answer_to(request: Request, error: Exception, host: Host, where: str)
     if own is not None:
         try:
             return to_response(await own(request, cause)), False
+        except HTTPException as meaning:
+            cause = meaning
         except Exception as second:  # noqa: BLE001 - whatever the app's own handler raises
             _log(where, request.id, second)
             return _internal_error(request.id), True

@@ -1,6 +1,7 @@
 """The life of a service around its connections, whether or not the server tells of it."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -39,8 +40,7 @@ class Life:
         self._state: dict[str, Any] = {}
         self._active = False
         self._carried = False  # by the server, into the scope of every connection
-        self._starting: anyio.Event | None = None
-        self._failure: Exception | None = None
+        self._start: _Start | None = None
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -84,28 +84,32 @@ class Life:
         return {**scope, "state": {**state, **self._state}}
 
     async def _start_late(self) -> None:
-        starting = self._starting
-        if starting is None:
+        start = self._start
+        if start is None:
             logger().info("no lifespan events came from the server: the first connection starts the lifespan")
-            starting = self._starting = anyio.Event()
-            self._failure = None
-            spawn(self._host)
-        await starting.wait()
-        if self._failure is not None:
-            raise self._failure
+            start = self._start = _Start()
+            spawn(functools.partial(self._host, start))
+        await start.done.wait()
+        if start.failure is not None:
+            raise start.failure
 
-    async def _host(self) -> None:
+    async def _host(self, start: "_Start") -> None:
         """Keep the lifespan in a task of its own, until the event loop ends."""
-        starting = self._starting
         try:
             async with self.run():
-                if starting is not None:
-                    starting.set()
+                start.done.set()
                 await anyio.sleep_forever()
         except Exception as error:  # noqa: BLE001 - whatever a lifespan raises
-            self._failure = error
+            start.failure = error
             logger().exception("the lifespan failed")
         finally:
-            self._starting = None
-            if starting is not None:
-                starting.set()
+            self._start = None
+            start.done.set()
+
+
+class _Start:
+    """One attempt to start a lifespan late, and all connections that wait for it."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.failure: Exception | None = None
