@@ -1131,14 +1131,15 @@ async def test_an_override_may_take_the_body(real: Dependency) -> None:
         assert await ask(app, "http", body=b'{"n": %s}' % n.encode()) == n
 
 
-async def test_an_override_that_needs_what_it_replaces_is_a_circle_and_told_so() -> None:
+@pytest.mark.parametrize("refused_before", [False, True], ids=["", "after a parameter that does not validate"])
+async def test_an_override_that_needs_what_it_replaces_is_a_circle_and_told_so(refused_before: bool) -> None:
     def real() -> int:
         return 1
 
     def twice(value: Annotated[int, Depends(real)]) -> int:
         return 2 * value
 
-    app = App()
+    app = App(dependencies=[Depends(function if refused_before else ends_at_once)])
     app.websocket("/")(telling("websocket", real))
     app.dependency_overrides[real] = twice
     server = FakeServer()
@@ -1421,6 +1422,52 @@ async def test_a_handler_that_cancels_the_scope_of_a_dependency_ends_as_one_that
     assert server.closed == (1000, "")
     # Clean-up that awaits is done whoever cancelled the handler.
     assert log == ["+after", "after: cancelled", "-after"]
+
+
+async def never_ends() -> None:
+    await anyio.sleep_forever()
+
+
+async def ends_at_once() -> None: ...
+
+
+@pytest.mark.parametrize("after", [ends_at_once, never_ends], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("who", ["a later dependency", "the handler"])
+async def test_a_cancellation_that_a_dependency_takes_back_never_reaches_the_server(
+    who: str, after: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a scope cancels, it catches: raised again outside of it, it would cancel the server's own task.
+    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.01)
+
+    async def scope() -> AsyncIterator[anyio.CancelScope]:
+        with anyio.CancelScope() as found:
+            yield found
+        await after()
+
+    async def timed_out(scope: Annotated[anyio.CancelScope, Depends(scope)]) -> None:
+        if who == "a later dependency":
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+    app = App(dependencies=[Depends(timed_out)])
+
+    @app.websocket("/")
+    async def handler(ws: WebSocket, scope: Annotated[anyio.CancelScope, Depends(scope)]) -> None:
+        await ws.accept()
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    server = FakeServer()
+    raised: list[str] = []
+    try:
+        await app(server.scope, server.receive, server.send)
+    except BaseException as error:
+        raised.append(label(error))
+    assert "cancelled" not in raised
+    if who == "the handler":
+        assert server.closed == (1000, "")
+    else:
+        assert server.status in (403, 500)
 
 
 async def test_a_background_task_that_fails_ends_the_connection_and_all_clean_up_is_done() -> None:
