@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from .connection import Connection
+from .converters import Converter
 from .endpoints import ENDED, Endpoint, fail, refusal
 from .errors import ConfigurationError, HTTPException, ProtocolError, RouteError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
 from .params import DependsMarker
-from .paths import WEBSOCKET, Converter
+from .paths import WEBSOCKET
 from .routing import Mount, Route, Router, route_path
 from .security import OriginPolicy
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send

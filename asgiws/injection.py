@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from .connection import Connection
+from .converters import Converter
 from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
 from .http import Request
 from .messages import MessageDecoder, decoder_for
 from .params import REQUIRED, DependsMarker, Marker
-from .paths import Converter
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .types import Handler
 from .values import Read, body_reader, check_decodable, path_reader, struct_reader, value_reader

@@ -7,11 +7,12 @@ from typing import Any, Never, TypeVar
 import msgspec
 
 from .connection import split_root
+from .converters import CONVERTERS, PATH, Converter
 from .endpoints import Endpoint, check_handler, endpoint_for
 from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, whereabouts
 from .injection import plan_for
 from .params import DependsMarker
-from .paths import CONVERTERS, PATH, WEBSOCKET, Converter, PathTree, Template, parse_template
+from .paths import WEBSOCKET, PathTree, Template, parse_template
 from .types import ASGIApp, Handler, Receive, Scope, Send
 from .wire import is_token
 
@@ -146,7 +147,7 @@ class Router:
                     f"converter {name!r} must be an object with a method convert(), got {converter!r}",
                     f"Pass {converter.__name__}()."
                     if isinstance(converter, type)
-                    else "Subclass asgiws.paths.Converter.",
+                    else "Subclass asgiws.converters.Converter.",
                 )
         self.routes: list[Route | Mount] = []
         self._dependencies = _checked(dependencies)

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from .connection import Connection
+from .converters import Converter
 from .errors import MessageError, ParameterError, ParameterProblem, SignatureError
 from .http import Request
 from .messages import decoder_for, split_path, unknown_type
 from .params import REQUIRED, Marker
-from .paths import Converter
 from .signature import EMPTY, Parameter, name_of
 
 Read = Callable[[Any], Any]

@@ -29,6 +29,7 @@ ORDER = (
     "wire",
     "limits",
     "params",
+    "converters",
     "paths",
     "connection",
     "messages",

@@ -14,7 +14,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from asgiws import RouteError
-from asgiws.paths import CONVERTERS, FLOAT, PATH, STR, Converter, PathTree, Template, parse_template
+from asgiws.converters import CONVERTERS, FLOAT, PATH, STR, Converter
+from asgiws.paths import PathTree, Template, parse_template
 
 UUID = uuid.UUID("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0")
 

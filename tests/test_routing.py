@@ -19,7 +19,8 @@ from starlette.routing import WebSocketRoute as StarletteWebSocketRoute
 from starlette.websockets import WebSocket as StarletteWebSocket
 
 from asgiws import App, Depends, Request, Response, RouteError, Router, SignatureError, WebSocket
-from asgiws.paths import WEBSOCKET, Converter
+from asgiws.converters import Converter
+from asgiws.paths import WEBSOCKET
 from asgiws.routing import Mount, Route, route_path
 from tests.fakes import SHAPES, UVICORN, FakeServer, Shape, converse, request
 
@@ -632,7 +633,11 @@ async def test_a_router_brings_its_own_converters_along() -> None:
 
 @pytest.mark.parametrize(
     ("converter", "hint"),
-    [(Slug, "Pass Slug()."), (None, "Subclass asgiws.paths.Converter."), ("[a-z]", "Subclass asgiws.paths.Converter.")],
+    [
+        (Slug, "Pass Slug()."),
+        (None, "Subclass asgiws.converters.Converter."),
+        ("[a-z]", "Subclass asgiws.converters.Converter."),
+    ],
 )
 def test_a_converter_that_cannot_convert_is_refused(converter: Any, hint: str) -> None:
     for make in (Router, App):
