@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -53,7 +53,7 @@ async def solved(
     # A cancellation that the clean-up was shielded from comes here, not into the close.
     await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
     if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
-        raise refusal
+        raise RuntimeError("a dependency cancelled the next one") if _is_cancellation(refusal) else refusal
 
 
 class _CleanUp:
@@ -88,7 +88,8 @@ class _CleanUp:
                 self.told = True
                 text = "connection %s: the clean-up took over %s s and was cut"
                 logger().warning(text, self.connection.id, CLEAN_UP)
-        if failure is not None and scope.cancelled_caught:
+        # A cancellation is not raised again: it belongs to its scope, and comes by itself if that is further out.
+        if failure is not None and scope.cancelled_caught and not _is_cancellation(failure):
             raise failure
 
     def _shield(self, scope: Any) -> None:
@@ -96,6 +97,10 @@ class _CleanUp:
             self.deadline = anyio.current_time() + CLEAN_UP
         scope.shield = True
         scope.deadline = self.deadline
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return isinstance(error, anyio.get_cancelled_exc_class())
 
 
 class _Solving:
@@ -138,24 +143,33 @@ class _Solving:
     def _overridden(self, dependency: Dependency) -> Dependency:
         return dependency.replace(self.overrides[dependency.key]) if dependency.key in self.overrides else dependency
 
+    @contextlib.contextmanager
+    def _inside(self, dependency: Dependency) -> Iterator[None]:
+        """Note that the dependency is being looked into: an override may lead back to it."""
+        if dependency.call in self.running:
+            chain = " -> ".join(map(name_of, (*self.running, dependency.call)))
+            raise SignatureError(f"a dependency needs itself: {chain}", "Take one of them out of the overrides.")
+        self.running.append(dependency.call)
+        try:
+            yield
+        finally:
+            self.running.pop()
+
     def _problems(self, dependency: Dependency) -> list[ParameterProblem]:
         """Every value that does not validate for a dependency that is not run any more."""
-        plan = self._overridden(dependency).plan
-        below = [problem for _, other in plan.dependencies for problem in self._problems(other)]
-        return below + plan.problems(self.connection)
+        dependency = self._overridden(dependency)
+        with self._inside(dependency):
+            below = [problem for _, other in dependency.plan.dependencies for problem in self._problems(other)]
+        return below + dependency.plan.problems(self.connection)
 
     async def _value(self, dependency: Dependency) -> Any:
         """The value of a dependency, from before or new."""
         if dependency.use_cache and dependency.key in self.values:
             return self.values[dependency.key]
-        if dependency.call in self.running:
-            chain = " -> ".join(map(name_of, (*self.running, dependency.call)))
-            raise SignatureError(f"a dependency needs itself: {chain}", "Take one of them out of the overrides.")
         if dependency.plan.needs_body and isinstance(self.connection, Request):
             await self.connection.body()
-        self.running.append(dependency.call)
-        arguments = await self.arguments(dependency.plan)
-        self.running.pop()
+        with self._inside(dependency):
+            arguments = await self.arguments(dependency.plan)
         value = await self._run(dependency.call, arguments)
         if isinstance(self.connection, Session) and self.connection.application_state is DISCONNECTED:
             raise AnsweredError
