@@ -83,6 +83,14 @@ class WebSocket(Session, Generic[In, Out]):
                 raise TypeError(f"WebSocket[In, Out] takes two types, got {len(declared)}")
             return types.GenericAlias(cls, (*declared, Any)[:2])
 
+        def _declare(self, alias: types.GenericAlias) -> None:
+            """Take `In` from `WebSocket[In, Out](scope, receive, send)`: calling an alias sets this attribute."""
+            declared = alias.__args__[0]
+            if self._decoder is None and declared is not Any:
+                self._decoder = decoder_for(declared)
+
+        __orig_class__ = property(None, _declare)
+
     # What is known of it
 
     @property

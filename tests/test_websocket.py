@@ -1078,3 +1078,12 @@ async def test_a_response_may_wait_for_the_client_to_leave_while_it_sends() -> N
     with anyio.fail_after(DEADLINE):
         await socket_on(server).send_denial_response(careful)
     assert (server.status, server.body) == (403, b"no")
+
+
+async def test_the_declared_messages_are_decoded_without_an_app_too() -> None:
+    server = FakeServer()
+    ws = WebSocket[Say | Move, Any](server.scope, server.receive, server.send)
+    await ws.accept()
+    server.say('{"type":"say","text":"hi"}')
+    server.leave()
+    assert [message async for message in ws] == [Say("hi")]
