@@ -74,11 +74,11 @@ class ServerProcess:
         """What the process has written."""
         return "".join(self._lines[since:])
 
-    def wait_for(self, text: str, since: int = 0) -> None:
-        """Wait until the process has written a text."""
+    def wait_for(self, text: str, since: int = 0, *, times: int = 1) -> None:
+        """Wait until the process has written a text, so many times."""
         with self._news:
-            found = self._news.wait_for(lambda: text in self.log(since), DEADLINE)
-        assert found, f"{text!r} is not in the log:\n{self.log(since)}"
+            found = self._news.wait_for(lambda: self.log(since).count(text) >= times, DEADLINE)
+        assert found, f"{text!r} is not {times} times in the log:\n{self.log(since)}"
 
     def wait_until_ready(self) -> "ServerProcess":
         """Wait until the server accepts connections."""

@@ -376,6 +376,15 @@ def a_quart() -> Any:
     return app
 
 
+class AnsweringServer(FakeServer):
+    """Tells the application of the end after its own close, as real servers do: Quart waits for that."""
+
+    async def send(self, event: dict[str, Any]) -> None:
+        await super().send(event)
+        if event["type"] == "websocket.close":
+            self.leave(event["code"])
+
+
 class Passing:
     """A middleware that changes nothing."""
 
@@ -412,7 +421,7 @@ def host(inner: Any, *, middleware: bool) -> App:
 @pytest.mark.parametrize("root_path", ["", "/api"])
 async def test_another_framework_works_below_asgiws(inner: Callable[[], Any], middleware: bool, root_path: str) -> None:
     app = host(inner(), middleware=middleware)
-    server = FakeServer(path=f"{root_path}/sub/rooms/blue/5", root_path=root_path)
+    server = AnsweringServer(path=f"{root_path}/sub/rooms/blue/5", root_path=root_path)
     await converse(app, server, "hello", leave=-1)
     assert server.texts == ["blue 5", "hello"]
     assert server.closed == (4000, "")

@@ -80,6 +80,11 @@ class Server:
         """Wait until the server's process has written a text since the test began."""
         self.process.wait_for(text, self.mark)
 
+    def wait_for_both_reports(self, secrets: int) -> None:
+        """Wait until asgiws has logged an exception, and the server too: it was raised again. Nothing comes later."""
+        self.process.wait_for("Traceback (most recent call last)", self.mark, times=2)
+        self.process.wait_for(SECRET, self.mark, times=secrets)
+
     def denial(self, status: int, body: Any) -> tuple[int, Any]:
         """What a client sees of a denial: daphne sends a 403 of its own."""
         return (403, None) if self.name == "daphne" else (status, body)
@@ -206,6 +211,7 @@ def test_an_exception_before_accept_is_a_500_without_its_text(server: Server) ->
     assert status == server.denial(500, None)[0]
     assert SECRET.encode() not in body
     server.wait_for("websocket /raise/<what>/before (apps.raise_before, tests/apps.py:")
+    server.wait_for_both_reports(2)
 
 
 @pytest.mark.parametrize("what", ["value", "os", "runtime", "several"])
@@ -214,8 +220,7 @@ def test_an_exception_after_accept_is_1011_without_its_text(server: Server, what
     with server.connect(f"/raise/{what}/after") as ws:
         assert closing(ws) == (server.code(1011), reason(server, "internal error"))
     server.wait_for("websocket /raise/<what>/after (apps.raise_after, tests/apps.py:")
-    # the server has logged it as well: it was raised again
-    server.wait_for("Traceback")
+    server.wait_for_both_reports(3 if what == "several" else 2)
     assert len(re.findall(r"connection [0-9a-f]{16} failed", server.process.log(server.mark))) == 1
 
 

@@ -827,26 +827,24 @@ async def held(ws: Socket, server: FakeServer) -> AsyncIterator[Callable[..., Aw
     It gives a function that starts a call in a task of its own, and returns when that waits, with its cancel scope.
     """
     hold = server.hold = anyio.Event()
-    busy = 0
 
     async def run(scope: anyio.CancelScope, call: Callable[..., Awaitable[Any]], *args: Any) -> None:
         with scope:
             await call(*args)
 
-    async with anyio.create_task_group() as group:
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
 
-        async def start(call: Callable[..., Awaitable[Any]], *args: Any) -> anyio.CancelScope:
-            nonlocal busy
-            scope = anyio.CancelScope()
-            group.start_soon(run, scope, call, *args)
-            before = server.sending + len(ws._queue or ())
-            await soon(lambda: server.sending + len(ws._queue or ()) > before)
-            return scope
+            async def start(call: Callable[..., Awaitable[Any]], *args: Any) -> anyio.CancelScope:
+                scope = anyio.CancelScope()
+                group.start_soon(run, scope, call, *args)
+                before = server.sending + len(ws._queue or ())
+                await soon(lambda: server.sending + len(ws._queue or ()) > before)
+                return scope
 
-        with anyio.fail_after(DEADLINE):
             yield start
-        hold.set()
-        server.hold = None
+            hold.set()
+            server.hold = None
 
 
 @given(
@@ -869,6 +867,29 @@ async def test_a_cancelled_send_is_sent_whole_or_not_at_all_and_the_queue_goes_o
     assert server.texts == [*expected, "next"]
     assert server.most_sending == 1
     assert not server.choked
+
+
+@each_shape
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_a_send_that_was_under_way_when_the_end_was_read_fails_as_that_end(shape: Shape, kind: str) -> None:
+    ws, server = await opened(shape)
+    caught: list[WebSocketDisconnect] = []
+
+    async def send() -> None:
+        try:
+            await ws.send_text("a")
+        except WebSocketDisconnect as error:
+            caught.append(error)
+
+    async with waiting_reader(ws, server) as found, held(ws, server) as start:
+        await start(send)
+        server.leave(1006)
+        await soon(lambda: found)
+        server.fail = BROKEN[kind]()
+    assert found == [WebSocketDisconnect]
+    assert [error.code for error in caught] == [1006]
+    assert states(ws) == (DISCONNECTED, CONNECTED)
+    assert server.calls_after_disconnect == 0
 
 
 async def test_nothing_follows_a_close_that_waits_for_its_turn() -> None:
@@ -913,11 +934,12 @@ async def test_two_closes_that_wait_for_their_turn_send_one() -> None:
         called.set()
         await ws.close(4001)
 
-    async with anyio.create_task_group() as group, held(ws, server) as start:
-        await start(ws.send_text, "a")
-        await start(ws.close, 4000)
-        group.start_soon(close_again)
-        await called.wait()
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group, held(ws, server) as start:
+            await start(ws.send_text, "a")
+            await start(ws.close, 4000)
+            group.start_soon(close_again)
+            await called.wait()
     assert server.types == ["websocket.accept", "websocket.send", "websocket.close"]
     assert server.closed == (4000, "")
     assert not server.choked
