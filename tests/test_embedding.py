@@ -1,7 +1,7 @@
 """asgiws inside Starlette, FastAPI, Litestar and Quart, and each of them inside asgiws."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import anyio
@@ -379,7 +379,7 @@ def a_quart() -> Any:
 class AnsweringServer(FakeServer):
     """Tells the application of the end after its own close, as real servers do: Quart waits for that."""
 
-    async def send(self, event: dict[str, Any]) -> None:
+    async def send(self, event: Mapping[str, Any]) -> None:
         await super().send(event)
         if event["type"] == "websocket.close":
             self.leave(event["code"])
