@@ -863,7 +863,8 @@ async def test_a_cancelled_send_is_sent_whole_or_not_at_all_and_the_queue_goes_o
                 scope.cancel()
     expected = [str(number) for number, cancel in enumerate(cancelled) if not cancel or (number == 0 and shape.late)]
     assert server.texts == expected
-    await ws.send_text("next")
+    with anyio.fail_after(DEADLINE):
+        await ws.send_text("next")
     assert server.texts == [*expected, "next"]
     assert server.most_sending == 1
     assert not server.choked
