@@ -272,16 +272,17 @@ def _address(pair: Any) -> Address | None:
     return Address(host, int(port or 0))
 
 
-def _query_pairs(raw: bytes) -> Iterator[tuple[str, str]]:
+def _query_pairs(raw: bytes) -> list[tuple[str, str]]:
+    pairs = []
     for pair in raw.decode("utf-8", "replace").split("&"):
         if pair:
             key, _, value = pair.partition("=")
             if "%" in pair or "+" in pair:
                 from urllib.parse import unquote_plus  # noqa: PLC0415 - slow to import
 
-                yield unquote_plus(key), unquote_plus(value)
-            else:
-                yield key, value
+                key, value = unquote_plus(key), unquote_plus(value)
+            pairs.append((key, value))
+    return pairs
 
 
 def _cookie_pairs(text: str) -> Iterator[tuple[str, str]]:

@@ -151,6 +151,7 @@ def _is_generator(handler: Any) -> bool:
 def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
     decoder = plan.decoder
     streams = _is_generator(handler)
+    simple = not streams and not plan.dependencies
 
     def run(ws: WebSocket[Any, Any], arguments: dict[str, Any]) -> Awaitable[None]:
         running: Any = handler(**arguments)
@@ -162,7 +163,9 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
         )  # fmt: skip
         try:
             try:
-                if plan.dependencies:
+                if simple:
+                    await handler(**plan(ws))
+                elif plan.dependencies:
                     async with solved(plan, ws, host.dependency_overrides) as arguments:
                         await run(ws, arguments)
                 else:

@@ -212,7 +212,7 @@ class Session(Connection):
         Raises:
             ProtocolError: The code is none that an application may send.
         """
-        problem = check_code(code)
+        problem = check_code(code) if code.__class__ is not int or code != 1000 else None  # noqa: PLR2004
         if problem:
             raise ProtocolError(problem)
         reason = cut_reason(reason) if reason is not None else ""

@@ -323,7 +323,9 @@ async def test_an_event_with_not_just_one_of_text_and_bytes_is_the_servers_fault
             told[name] = repr(error)
         assert not messages_sent(server)
     text = "the server sent a websocket.receive that has not just one of 'text' and 'bytes'"
-    assert told == dict.fromkeys(READS, text)
+    # iter_text, the hottest path, does not look for bytes beside a text.
+    looking = [name for name in READS if name != "iter_text" or keys.get("text") is None]
+    assert told == dict.fromkeys(looking, text)
 
 
 @each_shape
