@@ -454,7 +454,7 @@ class _TextIterator(_Iterator):
             text: str | None = event["text"]
         except KeyError:
             text = None
-        # Text and bytes at once would be the fault of the server. The other ways to receive tell; here it costs too much.
+        # Text beside bytes is a fault of the server. The other ways to receive tell; here a look costs too much.
         return text if text is not None else await self._other(event)
 
 
