@@ -767,7 +767,7 @@ async def test_an_error_of_receive_after_your_own_close_is_no_news(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     # T2
-    caplog.set_level(logging.INFO, "asgiws")
+    caplog.set_level(logging.DEBUG, "asgiws")
     ws, server = await opened()
     async with waiting_reader(ws, server) as found:
         await ws.close()

@@ -673,6 +673,28 @@ async def test_the_count_of_bad_messages_goes_on_in_the_next_loop() -> None:
     assert len(messages_sent(server)) == 5
 
 
+async def test_a_good_message_forgives_a_bad_one_after_which_the_reader_was_cancelled() -> None:
+    ws, server = await typed(bad_messages=2)
+    server.say("{")
+
+    async def read() -> None:
+        await anext(aiter(ws))
+
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await server.until(messages_sent)
+            await soon(lambda: server._receiving)
+            group.cancel_scope.cancel()
+    for message in (GOOD[0][0], "{", GOOD[0][0]):
+        server.say(message)
+    async for _ in ws:
+        if not server._inbox:
+            break
+    assert len(messages_sent(server)) == 2
+    assert server.closed is None
+
+
 @each_shape
 async def test_a_client_that_left_after_a_bad_message_ends_the_loop(shape: Shape) -> None:
     # T3: whatever the server makes of the error frame.
