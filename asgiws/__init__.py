@@ -1,7 +1,9 @@
 """asgiws: a pure-ASGI, WebSocket-first microframework."""
 
 from .app import App, Middleware
+from .components import component
 from .connection import Connection
+from .controllers import controller, get, on, post, websocket
 from .errors import (
     AsgiwsError,
     ConfigurationError,
@@ -54,4 +56,10 @@ __all__ = [
     "WebSocketException",
     "WebSocketState",
     "WebSocketStateError",
+    "component",
+    "controller",
+    "get",
+    "on",
+    "post",
+    "websocket",
 ]

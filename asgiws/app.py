@@ -2,20 +2,24 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
 from .connection import Connection
+from .controllers import found_in
 from .converters import Converter
 from .endpoints import ENDED, Endpoint, fail, refusal
-from .errors import ConfigurationError, HTTPException, ProtocolError, RouteError
+from .errors import ConfigurationError, HTTPException, ProtocolError, RouteError, SignatureError
 from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
-from .params import DependsMarker
+from .origins import OriginPolicy
+from .params import SINGLETON, DependsMarker
 from .paths import WEBSOCKET
+from .plans import Dependency, Plan, every_dependency
 from .routing import Mount, Route, Router, route_path
-from .security import OriginPolicy
+from .singletons import Singletons
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
 
 EH = TypeVar("EH", bound=ExceptionHandler)
@@ -54,10 +58,11 @@ class App(Router):
             the same host and port.
         limits: What a connection may cost.
         converters: Converters of path templates, by name.
-        debug: Reserved for checks that cost time.
+        debug: Tell in the log which dependency holds up the event loop for more than 50 ms.
 
     Attributes:
-        dependency_overrides: What is run in place of which dependency: a test's substitutes.
+        dependency_overrides: What is run in place of which dependency or component: a test's substitutes.
+        singletons: The components that live as long as the app; an app mounted in another one shares them.
 
     Raises:
         ConfigurationError: A setting cannot work.
@@ -78,13 +83,16 @@ class App(Router):
         super().__init__(dependencies=dependencies, converters=converters)
         self.limits = limits
         self.debug = debug
-        self.dependency_overrides: dict[Handler, Handler] = {}
+        self.dependency_overrides: dict[Any, Handler] = {}
+        self.singletons = Singletons()
         self._origins = OriginPolicy(allowed_origins)
         self._middleware: list[Any] = list(middleware)
         self._handlers: dict[Any, ExceptionHandler] = {}
         self._stack: ASGIApp | None = None
         self._serving = False
-        self._life = Life(self, lifespan, self._mounted_lives)
+        self._life = Life(self, lifespan, self._components_opened, self._mounted_lives)
+        self._plans: list[tuple[Route, Plan]] = []
+        self._to_open: list[Dependency] = []
         for key, handler in (exception_handlers or {}).items():
             self.exception_handler(key)(handler)
 
@@ -139,12 +147,39 @@ class App(Router):
         if isinstance(route, Route) and not route.template.segments:
             raise RouteError("a path starts with '/', got ''", "Write '/'.")
         if isinstance(route, Route):
-            return route.endpoint()
+            serving = route.serving()
+            self._plans += [(route, plan) for plan in serving.plans]
+            return serving.endpoint
+        if isinstance(route.app, App):
+            route.app.singletons = self.singletons
 
         async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: App) -> None:
             await host.guard(functools.partial(route.serve, params=params, host=host), scope, receive, send)
 
         return serve
+
+    def scan(self, package: str | ModuleType) -> None:
+        """Import a package and all modules below it, and include every controller and router that stands in them.
+
+        A router that another one has included already is left out. What is included is told in the log, at DEBUG.
+
+        Args:
+            package: Its name, such as "myapp.controllers".
+
+        Raises:
+            ImportError: A module cannot be imported.
+            RouteError: There is nothing to include, or a route cannot work.
+            SignatureError: A controller cannot work.
+        """
+        found = list(found_in(package))
+        if not found:
+            raise RouteError(
+                f"no controller and no router stands in {package!r} or below",
+                "Put @controller('/path') above a class, or name the package that has them.",
+            )
+        for one in found:
+            self.include(one)
+            logger().debug("scan: included %r", one)
 
     # Serving
 
@@ -160,14 +195,14 @@ class App(Router):
             return
         if kind not in ("websocket", "http"):
             raise ProtocolError(f"asgiws serves scopes of type 'websocket', 'http' and 'lifespan', got {kind!r}")
-        if self._life.given:
-            try:
+        try:
+            if not self._serving:
+                self._build()
+            if self._life.given:
                 scope = await self._life.enter(scope)
-            except Exception as error:  # noqa: BLE001 - whatever a lifespan raises
-                await fail(scope, receive, send, error, self)
-                return
-        if not self._serving:
-            self._build()
+        except Exception as error:  # noqa: BLE001 - whatever a lifespan raises
+            await fail(scope, receive, send, error, self)
+            return
         refused = self._origins.refused(scope) if kind == "websocket" else None
         if refused is not None:
             await self._forbid(refused)(scope, receive, send, {}, self)
@@ -205,7 +240,8 @@ class App(Router):
         return refusal("websocket", HTTPException(403, f"origin {origin!r} is not allowed"))
 
     def _build(self) -> None:
-        """Put the middleware around the routes."""
+        """Make ready to serve; raises SignatureError if a component cannot be made."""
+        self._check_components()
         self._serving = True
         if not self._middleware:
             return
@@ -218,6 +254,40 @@ class App(Router):
         for cls, args, kwargs in reversed(self._middleware):
             stack = cls(stack, *args, **kwargs)
         self._stack = functools.partial(self.guard, stack)
+
+    def _check_components(self) -> None:
+        """See to it that every component can be made, and note those that are made when the app starts."""
+        found: dict[Any, Dependency] = {}
+        for route, plan in self._plans:
+            try:
+                needed = list(every_dependency(plan, self.dependency_overrides))
+            except SignatureError as error:
+                error.where = " -> ".join(filter(None, (route.where, error.where)))
+                raise
+            found |= {one.key: one for one in needed if one.lifetime == SINGLETON and one.cleans_up}
+            if route.kind == "websocket" and self._origins.allows_all:
+                self._warn_of_ambient(route, needed)
+        self._to_open = list(found.values())
+        self._life.given |= bool(found)
+
+    @staticmethod
+    def _warn_of_ambient(route: Route, needed: Iterable[Dependency]) -> None:
+        for one in needed:
+            if getattr(one.call, "ambient", False):
+                logger().warning(
+                    "%s (%s): every page on the web can use the credentials that a browser sends by itself (%s), since "
+                    "allowed_origins has '*': name the origins that may",
+                    route.path, route.where, type(one.call).__name__,
+                )  # fmt: skip
+
+    def _components_opened(self) -> contextlib.AbstractAsyncContextManager[None]:
+        if not self._serving:
+            self._build()
+        return self.singletons.opened(self._to_open, self)
+
+    def singleton(self, dependency: Dependency, /) -> Awaitable[Any]:
+        """The value of a component that lives as long as the app."""
+        return self.singletons.value(dependency, self)
 
     async def guard(self, served: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection by code of others: its exceptions end the connection as those of a handler do."""

@@ -1,135 +1,132 @@
-"""Running what a handler depends on, for one connection, and cleaning up behind it."""
+"""Running what a handler depends on, for one connection or one message, and cleaning up behind it."""
 
 import contextlib
+import functools
 import inspect
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import Any, Protocol
 
 import anyio
 
+from .cleanup import CleanUp, Handshake, Inline, Threaded, in_thread, is_cancellation, until_answered
 from .connection import Connection
-from .errors import ParameterError, ParameterProblem, SignatureError
+from .errors import HTTPException, ParameterError, ParameterProblem, SignatureError, whereabouts
 from .http import Request
-from .injection import Dependency, Plan
 from .log import logger
+from .params import HANDSHAKE, SINGLETON
+from .plans import Dependency, Plan
 from .session import Session
-from .signature import function_of, name_of
+from .signature import name_of
 from .states import DISCONNECTED
 from .types import Handler
 
-CLEAN_UP = 5.0
-"""Seconds that the clean-up of one connection may take."""
+BLOCKING = 0.05
+"""Seconds for which a function may hold up the event loop before a debugging app tells."""
+
+
+class Owner(Protocol):
+    """What dependencies need of the app that serves the connection."""
+
+    debug: bool
+    dependency_overrides: dict[Any, Handler]
+
+    def singleton(self, dependency: Dependency, /) -> Awaitable[Any]:
+        """The value of a singleton."""
 
 
 class AnsweredError(Exception):
-    """A dependency has refused the handshake itself: no later dependency runs, nor the handler."""
+    """A dependency has ended the connection itself: no later dependency runs, nor the handler."""
 
 
 @contextlib.asynccontextmanager
 async def solved(
     plan: Plan,
     connection: Connection,
-    overrides: Mapping[Handler, Handler],
-) -> AsyncIterator[dict[str, Any]]:
+    owner: Owner,
+    outer: "Solved | None" = None,
+) -> AsyncIterator["Solved"]:
     """The arguments of a handler; what the dependencies opened is closed at the end, in reverse order, in this task.
 
     Args:
         plan: The handler's.
         connection: The WebSocket or request.
-        overrides: What is run in place of which function.
+        owner: The app.
+        outer: For one message: what was solved for its connection.
 
     Raises:
         ParameterError: With every value that does not validate. A dependency after the first of them is not run.
-        AnsweredError: A dependency refused the handshake.
+        HTTPException: 401, what a dependency gave has expired.
+        AnsweredError: A dependency ended the connection.
     """
     refusal: BaseException | None = None
     async with contextlib.AsyncExitStack() as stack:
         try:
-            arguments = await _Solving(connection, overrides, stack).arguments(plan)
+            found = Solved(connection, owner, stack, outer)
+            if plan.handshake and isinstance(connection, Session):
+                found.handshake = await stack.enter_async_context(until_answered(connection))
+            try:
+                found.arguments = await found.solve(plan)
+            finally:
+                if found.handshake is not None:
+                    stack.push_async_exit(found.handshake.finish)
+            if found.expires is not None:
+                stack.enter_context(_until(found.expires))
         except BaseException as error:
             refusal = error
             raise
-        yield arguments
+        yield found
     # A cancellation that the clean-up was shielded from comes here, not into the close.
     await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
     if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
-        raise RuntimeError("a dependency cancelled the next one") if _is_cancellation(refusal) else refusal
+        raise RuntimeError("a dependency cancelled the next one") if is_cancellation(refusal) else refusal
 
 
-class _CleanUp:
-    """The clean-up of one connection: every generator's is shielded from cancellation, all have one deadline."""
+class Solved:
+    """The dependencies of one connection, or of one message on it.
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.deadline: float | None = None
-        self.told = False
+    Attributes:
+        arguments: The handler's.
+        values: What the dependencies gave, by lifetime and key.
+        expires: The Unix time at which the first of these values expires; None if none does.
+        handshake: Keeps what lives until the handshake is answered.
+    """
 
-    @contextlib.asynccontextmanager
-    async def after(self, generator: contextlib.AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
-        """What a generator yields, and then its clean-up."""
-        failure: BaseException | None = None
-        # Scopes must nest: the shield is outside of all that the generator enters, inside of all that came before.
-        scope = anyio.CancelScope()
-        try:
-            with scope:
-                value = await generator.__aenter__()
-                try:
-                    yield value
-                except BaseException as error:
-                    failure = error
-                    self._shield(scope)
-                    if not await generator.__aexit__(type(error), error, error.__traceback__):
-                        raise
-                else:
-                    self._shield(scope)
-                    await generator.__aexit__(None, None, None)
-        finally:
-            if scope.cancel_called and not self.told:
-                self.told = True
-                text = "connection %s: the clean-up took over %s s and was cut"
-                logger().warning(text, self.connection.id, CLEAN_UP)
-        # A cancellation is not raised again: it belongs to its scope, and comes by itself if that is further out.
-        if failure is not None and scope.cancelled_caught and not _is_cancellation(failure):
-            raise failure
-
-    def _shield(self, scope: Any) -> None:
-        if self.deadline is None:
-            self.deadline = anyio.current_time() + CLEAN_UP
-        scope.shield = True
-        scope.deadline = self.deadline
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    return isinstance(error, anyio.get_cancelled_exc_class())
-
-
-class _Solving:
-    """The dependencies of one connection."""
+    __slots__ = (
+        "_clean_up", "_outer", "_running", "_stack", "arguments", "connection", "expires", "handshake", "owner",
+        "values",
+    )  # fmt: skip
 
     def __init__(
         self,
         connection: Connection,
-        overrides: Mapping[Handler, Handler],
+        owner: Owner,
         stack: contextlib.AsyncExitStack,
+        outer: "Solved | None" = None,
     ) -> None:
         self.connection = connection
-        self.overrides = overrides
-        self.stack = stack
-        self.clean_up = _CleanUp(connection)
+        self.owner = owner
+        self.arguments: dict[str, Any] = {}
         self.values: dict[Any, Any] = {}
-        self.running: list[Handler] = []
+        self.expires: float | None = None
+        self.handshake: Handshake | None = None
+        self._outer = outer
+        self._stack = stack
+        self._clean_up = CleanUp(connection)
+        self._running: list[Handler] = []
 
-    async def arguments(self, plan: Plan) -> dict[str, Any]:
+    async def solve(self, plan: Plan) -> dict[str, Any]:
         """The arguments of a function, its dependencies first."""
         arguments: dict[str, Any] = {}
         refused = False
         problems: list[ParameterProblem] = []
-        for name, dependency in plan.dependencies:
+        for name, given in plan.dependencies:
+            dependency = given.overridden(self.owner.dependency_overrides)
             if refused:
                 problems += self._problems(dependency)
                 continue
             try:
-                value = await self._value(self._overridden(dependency))
+                value = await self._value(dependency)
             except ParameterError as error:
                 refused = True
                 problems += error.errors
@@ -140,51 +137,126 @@ class _Solving:
             raise ParameterError({str(one): one for one in problems + plan.problems(self.connection)}.values())
         return arguments | plan(self.connection)
 
-    def _overridden(self, dependency: Dependency) -> Dependency:
-        return dependency.replace(self.overrides[dependency.key]) if dependency.key in self.overrides else dependency
-
     @contextlib.contextmanager
     def _inside(self, dependency: Dependency) -> Iterator[None]:
         """Note that the dependency is being looked into: an override may lead back to it."""
-        if dependency.call in self.running:
-            chain = " -> ".join(map(name_of, (*self.running, dependency.call)))
+        if dependency.call in self._running:
+            chain = " -> ".join(map(name_of, (*self._running, dependency.call)))
             raise SignatureError(f"a dependency needs itself: {chain}", "Take one of them out of the overrides.")
-        self.running.append(dependency.call)
+        self._running.append(dependency.call)
         try:
             yield
         finally:
-            self.running.pop()
+            self._running.pop()
 
     def _problems(self, dependency: Dependency) -> list[ParameterProblem]:
         """Every value that does not validate for a dependency that is not run any more."""
-        dependency = self._overridden(dependency)
+        if dependency.lifetime == SINGLETON:
+            return []
+        overrides = self.owner.dependency_overrides
         with self._inside(dependency):
-            below = [problem for _, other in dependency.plan.dependencies for problem in self._problems(other)]
+            below = [
+                problem
+                for _, one in dependency.plan.dependencies
+                for problem in self._problems(one.overridden(overrides))
+            ]
         return below + dependency.plan.problems(self.connection)
 
     async def _value(self, dependency: Dependency) -> Any:
         """The value of a dependency, from before or new."""
-        if dependency.use_cache and dependency.key in self.values:
-            return self.values[dependency.key]
+        if dependency.lifetime == SINGLETON:
+            return await self.owner.singleton(dependency)
+        kept = (dependency.lifetime, dependency.key)
+        if dependency.use_cache:
+            for level in (self, self._outer):
+                if level is not None and kept in level.values:
+                    return level.values[kept]
+        value = await self.make(dependency)
+        if isinstance(self.connection, Session) and self.connection.application_state is DISCONNECTED:
+            raise AnsweredError
+        self._note_expiry(dependency, value)
+        if dependency.use_cache:
+            self.values[kept] = value
+        return value
+
+    async def make(self, dependency: Dependency) -> Any:
+        """A new value of a dependency, after all that it depends on itself."""
         if dependency.plan.needs_body and isinstance(self.connection, Request):
             await self.connection.body()
         with self._inside(dependency):
-            arguments = await self.arguments(dependency.plan)
-        value = await self._run(dependency.call, arguments)
-        if isinstance(self.connection, Session) and self.connection.application_state is DISCONNECTED:
-            raise AnsweredError
-        if dependency.use_cache:
-            self.values[dependency.key] = value
-        return value
+            arguments = await self.solve(dependency.plan)
+        call = dependency.call
+        if dependency.style == "coroutine":
+            return await call(**arguments)
+        if dependency.cleans_up:
+            return await self._enter(dependency, arguments)
+        if dependency.thread:
+            value = await in_thread(functools.partial(call, **arguments))
+        else:
+            with self._watched(call):
+                value = call(**arguments)
+        return await value if dependency.style == "function" and inspect.iscoroutine(value) else value
 
-    async def _run(self, call: Handler, arguments: dict[str, Any]) -> Any:
-        function = function_of(call)
-        if inspect.isclass(call):
-            return call(**arguments)
-        if inspect.isasyncgenfunction(function):
-            generator = contextlib.asynccontextmanager(call)(**arguments)
-            return await self.stack.enter_async_context(self.clean_up.after(generator))
-        if inspect.isgeneratorfunction(function):
-            return self.stack.enter_context(contextlib.contextmanager(call)(**arguments))
-        value = call(**arguments)
-        return await value if inspect.iscoroutine(value) else value
+    async def _enter(self, dependency: Dependency, arguments: dict[str, Any]) -> Any:
+        """What a generator yields; its clean-up waits for the end of what it lives for."""
+        call = dependency.call
+        manager: contextlib.AbstractAsyncContextManager[Any]
+        if dependency.style == "asyncgen":
+            manager = contextlib.asynccontextmanager(call)(**arguments)
+        else:
+            plain = contextlib.contextmanager(call)(**arguments)
+            manager = Threaded(plain) if dependency.thread else Inline(plain, functools.partial(self._watched, call))
+        if dependency.lifetime == HANDSHAKE and self.handshake is not None:
+            return await self.handshake.enter(manager)
+        if isinstance(manager, Inline):
+            return await self._stack.enter_async_context(manager)
+        return await self._stack.enter_async_context(self._clean_up.after(manager))
+
+    def _watched(self, call: Handler) -> contextlib.AbstractContextManager[None]:
+        """Tell of a function that holds up the event loop, if the app is debugging."""
+        return _stop_watch(call) if self.owner.debug else contextlib.nullcontext()
+
+    def _note_expiry(self, dependency: Dependency, value: Any) -> None:
+        """Note when a value expires that has `expires_at`."""
+        at = getattr(value, "expires_at", None)
+        if at is None:
+            return
+        if hasattr(at, "timestamp") and getattr(at, "tzinfo", None) is not None:
+            at = at.timestamp()
+        elif isinstance(at, str) or hasattr(at, "timestamp"):
+            raise TypeError(
+                f"expires_at of what {whereabouts(dependency.call)} gives is a {type(at).__name__} that names no "
+                "moment: make it a datetime with a time zone, or a Unix time in seconds",
+            )
+        if isinstance(at, int | float):
+            self.expires = at if self.expires is None else min(at, self.expires)
+
+
+@contextlib.contextmanager
+def _until(moment: float) -> Iterator[None]:
+    """Stop what runs inside at a Unix time."""
+    left = moment - time.time()
+    if left <= 0:
+        raise _expired()
+    with anyio.CancelScope(deadline=anyio.current_time() + left) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise _expired()
+
+
+def _expired() -> HTTPException:
+    return HTTPException(401, "the credentials have expired", {"www-authenticate": 'Bearer error="invalid_token"'})
+
+
+@contextlib.contextmanager
+def _stop_watch(call: Handler) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        taken = time.perf_counter() - start
+        if taken > BLOCKING:
+            logger().warning(
+                "%s held up the event loop for %d ms: make it async, or write Depends(..., thread=True)",
+                whereabouts(call), taken * 1000,
+            )  # fmt: skip

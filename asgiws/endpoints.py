@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 import anyio
 
-from .dependencies import CLEAN_UP, AnsweredError, solved
+from .cleanup import CLEAN_UP
+from .dependencies import AnsweredError, Owner, Solved, solved
 from .errors import (
     HTTPException,
     MessageError,
@@ -32,10 +33,10 @@ from .errors import (
     WebSocketException,
 )
 from .http import ClientDisconnectError, JSONResponse, Request, error_response, to_response
-from .injection import Plan
 from .limits import Limits
 from .log import logger
-from .messages import encode
+from .messages import MessageDecoder, encode
+from .plans import Plan
 from .signature import function_of
 from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
@@ -45,11 +46,10 @@ GOODBYE = 2.0
 """Seconds that the last words to a client may take when the server stops."""
 
 
-class Host(Protocol):
+class Host(Owner, Protocol):
     """What an endpoint needs of the app that serves it."""
 
     limits: Limits
-    dependency_overrides: dict[Handler, Handler]
 
     def handler_for(self, error: Exception) -> ExceptionHandler | None:
         """The app's own handler for this exception."""
@@ -65,6 +65,10 @@ Endpoint = Callable[[Scope, Receive, Send, dict[str, Any], Any], Awaitable[None]
 """Serves one connection: scope, receive, send, path parameters, Host."""
 
 
+Conversation = Callable[[WebSocket[Any, Any], dict[str, Any], Solved | None], Awaitable[None]]
+"""Holds the conversation of one connection: the WebSocket, the arguments, and what was solved for it, if anything."""
+
+
 def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoint:
     """The endpoint of a handler.
 
@@ -76,7 +80,18 @@ def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoin
     """
     if kind == "http":
         return _http_endpoint(handler, plan, where)
-    return _websocket_endpoint(handler, plan, where)
+    if _is_generator(handler):
+
+        def stream(ws: WebSocket[Any, Any], arguments: dict[str, Any], _: Solved | None) -> Awaitable[None]:
+            return _stream(ws, handler(**arguments), reads=plan.takes_websocket)
+
+        return websocket_endpoint(stream, plan, where)
+
+    def call(_: WebSocket[Any, Any], arguments: dict[str, Any], __: Solved | None) -> Awaitable[None]:
+        running: Awaitable[None] = handler(**arguments)
+        return running
+
+    return websocket_endpoint(call, plan, where, plain=None if plan.dependencies else handler)
 
 
 def check_handler(handler: Any, kind: str) -> None:
@@ -148,14 +163,24 @@ def _is_generator(handler: Any) -> bool:
 # WebSocket
 
 
-def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
-    decoder = plan.decoder
-    streams = _is_generator(handler)
-    simple = not streams and not plan.dependencies
+def websocket_endpoint(
+    converse: Conversation,
+    plan: Plan,
+    where: str,
+    *,
+    plain: Handler | None = None,
+    decoder: MessageDecoder | None = None,
+) -> Endpoint:
+    """The endpoint of a conversation.
 
-    def run(ws: WebSocket[Any, Any], arguments: dict[str, Any]) -> Awaitable[None]:
-        running: Any = handler(**arguments)
-        return _stream(ws, running, reads=plan.takes_websocket) if streams else running
+    Args:
+        converse: What happens between the handshake and the end.
+        plan: For its arguments.
+        where: The route, the handler and its place, for logs.
+        plain: The handler, if there is nothing to do but to call it.
+        decoder: For the incoming messages; left out, the plan's.
+    """
+    decoder = decoder or plan.decoder
 
     async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host) -> None:
         ws: WebSocket[Any, Any] = WebSocket(
@@ -163,13 +188,13 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
         )  # fmt: skip
         try:
             try:
-                if simple:
-                    await handler(**plan(ws))
+                if plain is not None:
+                    await plain(**plan(ws))
                 elif plan.dependencies:
-                    async with solved(plan, ws, host.dependency_overrides) as arguments:
-                        await run(ws, arguments)
+                    async with solved(plan, ws, host) as found:
+                        await converse(ws, found.arguments, found)
                 else:
-                    await run(ws, plan(ws))
+                    await converse(ws, plan(ws), None)
                 if ws.application_state is not DISCONNECTED:
                     await _finish(ws, host, where)
             except Exception as error:
@@ -181,6 +206,24 @@ def _websocket_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
             raise
 
     return serve
+
+
+async def conclude(ws: WebSocket[Any, Any], host: Host, where: str, error: BaseException | None) -> None:
+    """End a connection before its dependencies are cleaned up, for who wants to see how it ended.
+
+    Args:
+        ws: The WebSocket.
+        host: The app.
+        where: The route, the handler and its place, for logs.
+        error: What the handler raised, if it did. It is not raised here: it goes its way through the clean-up.
+    """
+    if error is None:
+        if ws.application_state is not DISCONNECTED:
+            await _finish(ws, host, where)
+    elif isinstance(error, Exception):
+        ws.concluded = error, await _failed(ws, error, host, where)
+    else:
+        await _interrupted(ws, error)
 
 
 async def _finish(ws: WebSocket[Any, Any], host: Host, where: str) -> None:
@@ -202,6 +245,8 @@ async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
 
 async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:
     """End a connection whose handler raised; True if the exception must be raised again."""
+    if hasattr(ws, "concluded") and ws.concluded[0] is error:
+        return ws.concluded[1]
     cause = _cause(error)
     if isinstance(cause, AnsweredError):
         return False
@@ -309,7 +354,7 @@ async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, 
         items: The handler's generator.
         reads: The handler has the WebSocket and may read from it; two cannot.
     """
-    async with _closed_at_the_end(items):
+    async with closed_at_the_end(items):
         await ws.accept()
         if reads:
             await _send_items(ws, items)
@@ -334,16 +379,21 @@ async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, 
 
 async def _send_items(ws: WebSocket[Any, Any], items: AsyncIterator[Any]) -> None:
     async for item in items:
-        if isinstance(item, str):
-            await ws.send_text(item)
-        elif isinstance(item, bytes | bytearray | memoryview):
-            await ws.send_bytes(item)
-        else:
-            await ws.send_json(item)
+        await send_item(ws, item)
+
+
+async def send_item(ws: WebSocket[Any, Any], item: Any) -> None:
+    """Send what a handler yielded or returned: str as text, bytes as they are, anything else as JSON."""
+    if isinstance(item, str):
+        await ws.send_text(item)
+    elif isinstance(item, bytes | bytearray | memoryview):
+        await ws.send_bytes(item)
+    else:
+        await ws.send_json(item)
 
 
 @contextlib.asynccontextmanager
-async def _closed_at_the_end(items: AsyncGenerator[Any, None]) -> AsyncIterator[None]:
+async def closed_at_the_end(items: AsyncGenerator[Any, None]) -> AsyncIterator[None]:
     """Close the generator in this task whatever happens, with time for what its `finally` awaits."""
     try:
         yield
@@ -365,8 +415,8 @@ def _http_endpoint(handler: Handler, plan: Plan, where: str) -> Endpoint:
             if plan.needs_body:
                 await request.body()
             if plan.dependencies:
-                async with solved(plan, request, host.dependency_overrides) as arguments:
-                    response = to_response(await handler(**arguments))
+                async with solved(plan, request, host) as found:
+                    response = to_response(await handler(**found.arguments))
             else:
                 response = to_response(await handler(**plan(request)))
             _check_answered(response)

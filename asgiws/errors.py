@@ -215,13 +215,21 @@ def whereabouts(handler: Any) -> str:
     target = inspect.unwrap(handler)
     name = getattr(target, "__qualname__", type(target).__qualname__).replace(".<locals>", "")
     module = getattr(target, "__module__", "") or ""
-    code = getattr(target, "__code__", None) or getattr(getattr(type(target), "__call__", None), "__code__", None)  # noqa: B004
+    code = _code_of(target)
     label = f"{module.rpartition('.')[2]}.{name}" if module else name
     if code is None:
         return label
     file = code.co_filename
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 - pathlib is slow to import
     return f"{label}, {file.removeprefix(here)}:{code.co_firstlineno}"
+
+
+def _code_of(target: Any) -> Any:
+    """The code that tells where something stands: its own, that of the class of an object, a class's first method."""
+    if inspect.isclass(target):
+        own = (getattr(one, "__code__", None) for one in vars(target).values())
+        return next((code for code in own if code is not None), None)
+    return getattr(target, "__code__", None) or getattr(getattr(type(target), "__call__", None), "__code__", None)  # noqa: B004
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,114 +1,43 @@
 """From a handler's signature to a plan, once; from a connection to the handler's arguments, by that plan.
 
 Where a parameter's value comes from, in this order: an annotation `WebSocket`, `Request` or `Connection`; `Depends`; a
-marker `Path`, `Query`, `Header`, `Cookie` or `Body`; its name in the path template; an annotation that knows how to get
-itself from a connection (`App`); for HTTP, a Struct is the body; else the query string.
+marker `Path`, `Query`, `Header`, `Cookie` or `Body`; its name in the path template; an annotation that is a component,
+or knows how to get itself from a connection (`App`); for HTTP, a Struct is the body; else the query string.
 """
 
+import functools
 import inspect
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from .components import Provider, near_components, provider_of
 from .connection import Connection
 from .converters import Converter
-from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
+from .errors import SignatureError
 from .http import Request
 from .messages import MessageDecoder, decoder_for
-from .params import REQUIRED, DependsMarker, Marker
+from .params import CONNECTION, HANDSHAKE, MESSAGE, REQUIRED, SINGLETON, DependsMarker, Marker
+from .plans import Dependency, Plan, itself, style_of, told_with
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .types import Handler
 from .values import Read, body_reader, check_decodable, path_reader, struct_reader, value_reader
 from .websocket import WebSocket
 
 _KINDS = {"websocket": "a WebSocket", "http": "HTTP requests"}
-
-
-def _itself(connection: Connection) -> Connection:
-    return connection
+_LIVES = {
+    MESSAGE: "lives for one message",
+    HANDSHAKE: "lives until the handshake is answered",
+    CONNECTION: "lives as long as its connection",
+    SINGLETON: "lives as long as the app",
+}
 
 
 def _bare(connection: Connection) -> Connection:
     """The connection for who asked for no more than a `Connection`."""
     return connection
-
-
-class Plan:
-    """How the arguments of one handler come from a connection.
-
-    Attributes:
-        dependencies: What must be run before, by the name of the parameter that it fills; None if it fills none.
-        decoder: For the `In` of a `WebSocket[In, Out]`; None if the handler declares none.
-        needs_body: Whether the request's body must have been read before.
-        takes_websocket: Whether the handler gets the WebSocket, and so may read from it.
-    """
-
-    __slots__ = ("_steps", "decoder", "dependencies", "needs_body", "takes_websocket")
-
-    def __init__(
-        self,
-        steps: tuple[tuple[str, Read], ...] = (),
-        dependencies: "tuple[tuple[str | None, Dependency], ...]" = (),
-        decoder: MessageDecoder | None = None,
-        *,
-        needs_body: bool = False,
-    ) -> None:
-        self._steps = steps
-        self.dependencies = dependencies
-        self.decoder = decoder
-        self.needs_body = needs_body
-        self.takes_websocket = any(read is _itself for _, read in steps)
-
-    def __call__(self, connection: Connection) -> dict[str, Any]:
-        """The arguments that come from the connection itself.
-
-        Raises:
-            ParameterError: With every value that does not validate.
-        """
-        try:
-            return {name: read(connection) for name, read in self._steps}
-        except ParameterError:
-            raise ParameterError(self.problems(connection)) from None
-
-    def problems(self, connection: Connection) -> list[ParameterProblem]:
-        """Every value from the connection itself that does not validate."""
-        problems = []
-        for _, read in self._steps:
-            try:
-                read(connection)
-            except ParameterError as error:
-                problems += error.errors
-        return problems
-
-
-class Dependency:
-    """One function that gives a value, with its own plan.
-
-    Attributes:
-        call: The function.
-        key: The function, or what stands for one that cannot be hashed.
-        plan: How its arguments come about.
-        use_cache: Whether one connection asks it once.
-        replace: Gives the dependency on another function in its place.
-    """
-
-    __slots__ = ("call", "key", "plan", "replace", "use_cache")
-
-    def __init__(
-        self,
-        call: Handler,
-        plan: Plan,
-        replace: "Callable[[Handler], Dependency]",
-        *,
-        use_cache: bool,
-    ) -> None:
-        self.call = call
-        self.key: Any = call if isinstance(call, Hashable) else id(call)
-        self.plan = plan
-        self.replace = replace
-        self.use_cache = use_cache
 
 
 def plan_for(
@@ -131,28 +60,39 @@ def plan_for(
     Raises:
         SignatureError: A parameter could never be filled.
     """
-    planner = _Planner(kind, path, body=body)
-    try:
-        first: list[tuple[str | None, Dependency]] = [(None, planner.dependency(one, None)) for one in before]
-        return planner.plan(_with_connection(parameters_of(handler), kind, path), first, handler)
-    except SignatureError as error:
-        error.where = " -> ".join(filter(None, (whereabouts(handler), error.where)))
-        raise
+    planner = Planner(kind, path, body=body)
+    with told_with(handler):
+        first = planner.before(before)
+        return planner.plan(with_connection(parameters_of(handler), kind, path), first, handler)
 
 
-def _with_connection(parameters: list[Parameter], kind: str, path: Mapping[str, Any]) -> list[Parameter]:
+def with_connection(parameters: list[Parameter], kind: str, path: Mapping[str, Any]) -> list[Parameter]:
     """The parameters; if none asks for the WebSocket or request, the first bare one gets it."""
     own: Any = WebSocket if kind == "websocket" else Request
-    if any(_connection_class(parameter.bare) is own for parameter in parameters):
+    if any(connection_class(parameter.bare) is own for parameter in parameters):
         return parameters
-    for at, (name, annotation, default, marker) in enumerate(parameters):
-        if annotation is EMPTY and default is REQUIRED and marker is None and name not in path:
-            return [*parameters[:at], Parameter(name, own, default, marker), *parameters[at + 1 :]]
+    for at, parameter in enumerate(parameters):
+        if parameter.is_bare and parameter.name not in path:
+            return [*parameters[:at], parameter._replace(type=own), *parameters[at + 1 :]]
     return parameters
 
 
-class _Planner:
-    """Decides for one handler where each parameter comes from."""
+class Planner:
+    """Decides for one function where each parameter comes from.
+
+    Args:
+        kind: "websocket" or "http".
+        path: The converters of the parameters in the path template.
+        body: Whether the request may have a body.
+        lifetime: How long that lives which the function makes; a handler's is the connection.
+        chain: Who needs it, from the handler down.
+        bodies: Who takes the body, as function and parameter: one takes it however many depend on that one.
+        explicit: The parameters are those of a component: without a marker, only an annotation says where one is from.
+
+    Attributes:
+        decoder: For the `In` of a `WebSocket[In, Out]` somewhere below.
+        outliving: What lives for the connection though the function is asked for each message.
+    """
 
     def __init__(
         self,
@@ -160,23 +100,32 @@ class _Planner:
         path: Mapping[str, Converter[Any]],
         *,
         body: bool,
+        lifetime: int = CONNECTION,
         chain: tuple[Handler, ...] = (),
         bodies: set[tuple[int, str]] | None = None,
+        explicit: bool = False,
     ) -> None:
         self.kind = kind
         self.path = path
         self.body = body
+        self.lifetime = lifetime
         self.chain = chain
-        # Who takes the body, as function and parameter: one takes it however many depend on that one.
         self.bodies: set[tuple[int, str]] = set() if bodies is None else bodies
+        self.explicit = explicit
         self.owner = 0
         self.takes_body = False
+        self.handshake = False
         self.decoder: MessageDecoder | None = None
+        self.outliving: list[Dependency] = []
+
+    def before(self, markers: Iterable[DependsMarker]) -> "list[tuple[str | None, Dependency]]":
+        """What must be run before a handler, planned."""
+        return [(None, self.dependency(marker, None)) for marker in markers]
 
     def plan(
         self,
         parameters: list[Parameter],
-        dependencies: Iterable[tuple[str | None, Dependency]],
+        dependencies: "Iterable[tuple[str | None, Dependency]]",
         function: Handler,
     ) -> Plan:
         """The plan for these parameters of a function, after what must be run before."""
@@ -186,9 +135,17 @@ class _Planner:
         for parameter in parameters:
             if isinstance(parameter.marker, DependsMarker):
                 needed.append((parameter.name, self.dependency(parameter.marker, parameter)))
-            else:
+                continue
+            provider = self._provider(parameter)
+            if provider is not None:
+                needed.append((parameter.name, self.component(provider, parameter.bare)))
+            elif not self._keeps_default(parameter):
                 steps.append((parameter.name, self.read(parameter)))
-        return Plan(tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body)
+        return Plan(
+            tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body, handshake=self.handshake,
+        )  # fmt: skip
+
+    # Dependencies
 
     def dependency(self, marker: DependsMarker, parameter: Parameter | None) -> Dependency:
         """What a `Depends` stands for, planned; errors tell the chain that led there."""
@@ -205,14 +162,62 @@ class _Planner:
                 f"Depends({call!r}) is no function",
                 "Write Depends(function), or annotate the parameter with a class: Annotated[Service, Depends()].",
             )
+        if marker.thread and style_of(call) in ("coroutine", "asyncgen"):
+            raise SignatureError(
+                f"Depends({name_of(call)}, thread=True) is async",
+                "A thread is for a plain function or generator that blocks: leave thread=True out.",
+            )
+        lifetime = marker.scope
+        if lifetime is None:
+            lifetime = MESSAGE if self.lifetime == MESSAGE else CONNECTION
+        return self.need(call, lifetime, use_cache=marker.use_cache, thread=marker.thread)
+
+    def component(self, provider: Provider, asked_as: Any) -> Dependency:
+        """A component, planned; one that is a singleton when the app starts."""
+        lifetime = self.lifetime if provider.lifetime is None else provider.lifetime
+        return self.need(provider.call, lifetime, use_cache=provider.lifetime is not None, asked_as=asked_as)
+
+    def need(
+        self,
+        call: Handler,
+        lifetime: int,
+        *,
+        use_cache: bool,
+        thread: bool = False,
+        asked_as: Any = None,
+    ) -> Dependency:
+        """A function that gives a value, planned.
+
+        Args:
+            call: The function.
+            lifetime: How long the value lives.
+            use_cache: Whether it is asked once in that time.
+            thread: Whether it is run in a worker thread.
+            asked_as: A component: the annotation that asks for it.
+
+        Raises:
+            SignatureError: A parameter could never be filled.
+        """
+        self._check_lifetime(call, lifetime)
+        explicit = asked_as is not None
 
         def replace(function: Handler) -> Dependency:
-            fresh = _Planner(self.kind, self.path, body=self.body)
-            return Dependency(function, fresh.plan_below(function), replace, use_cache=marker.use_cache)
+            fresh = Planner(self.kind, self.path, body=self.body, lifetime=self.lifetime)
+            plan = fresh.plan_below(function, lifetime, explicit=explicit)
+            return Dependency(function, plan, replace=replace, use_cache=use_cache, lifetime=lifetime)
 
-        return Dependency(call, self.plan_below(call), replace, use_cache=marker.use_cache)
+        plan: Any = functools.partial(self.plan_below, call, lifetime, explicit=explicit)
+        if lifetime != SINGLETON:
+            plan = plan()
+        needed = Dependency(
+            call, plan, replace=replace, use_cache=use_cache, lifetime=lifetime, thread=thread, asked_as=asked_as,
+        )  # fmt: skip
+        if self.lifetime == MESSAGE and lifetime == CONNECTION:
+            self.outliving.append(needed)
+        self.handshake |= lifetime == HANDSHAKE
+        return needed
 
-    def plan_below(self, call: Handler) -> Plan:
+    def plan_below(self, call: Handler, lifetime: int, *, explicit: bool) -> Plan:
         """The plan of a dependency."""
         chain = (*self.chain, call)
         if call in self.chain:
@@ -220,25 +225,80 @@ class _Planner:
                 f"a dependency needs itself: {' -> '.join(name_of(one) for one in chain)}",
                 "Take one of them out of the circle.",
             )
-        below = _Planner(self.kind, self.path, body=self.body, chain=chain, bodies=self.bodies)
-        try:
+        below = Planner(
+            self.kind, self.path, body=self.body, lifetime=lifetime, chain=chain, bodies=self.bodies, explicit=explicit,
+        )  # fmt: skip
+        with told_with(call):
             plan = below.plan(parameters_of(call), (), call)
-        except SignatureError as error:
-            error.where = " -> ".join(filter(None, (whereabouts(call), error.where)))
-            raise
-        self.takes_body |= below.takes_body
-        self.decoder = self.decoder or below.decoder
+        self.take_over(below)
         return plan
+
+    def below(self) -> "Planner":
+        """A planner for a function that is run in the name of this one, such as a hook."""
+        return Planner(self.kind, self.path, body=self.body, bodies=self.bodies)
+
+    def take_over(self, below: "Planner") -> None:
+        """Take over what planning something below has found."""
+        self.takes_body |= below.takes_body
+        self.handshake |= below.handshake
+        self.decoder = self.decoder or below.decoder
+        if self.lifetime == MESSAGE:
+            self.outliving += below.outliving
+
+    def is_free(self, parameter: Parameter) -> bool:
+        """Whether nothing says where a parameter comes from, so that it would be looked for in the query string."""
+        return (
+            parameter.marker is None
+            and parameter.default is REQUIRED
+            and parameter.name not in self.path
+            and connection_class(parameter.bare) is None
+            and provider_of(parameter.bare) is None
+            and not hasattr(parameter.bare, "__from_connection__")
+        )
+
+    def _check_lifetime(self, call: Handler, lifetime: int) -> None:
+        """Refuse what would be gone while it is still needed."""
+        if self.lifetime == MESSAGE and lifetime == HANDSHAKE:
+            user, gone = "what is asked for each message", "is over with the handshake"
+        elif lifetime >= self.lifetime or (lifetime == HANDSHAKE and not self.chain):
+            return
+        else:
+            user, gone = _LIVES[self.lifetime], _LIVES[lifetime]
+        chain = " -> ".join(name_of(one) for one in (*self.chain, call))
+        name = name_of(self.chain[-1]) if self.chain else "a handler"
+        raise SignatureError(
+            f"{name} {user}, but needs {name_of(call)}, which {gone}: {chain}",
+            "Give what is needed the wider scope, or what needs it the narrower one.",
+        )
+
+    # Values
+
+    def _provider(self, parameter: Parameter) -> Provider | None:
+        """What makes the component that the parameter asks for; None if it asks for none."""
+        if parameter.marker is not None or (parameter.name in self.path and not self.explicit):
+            return None
+        return provider_of(parameter.bare)
+
+    def _keeps_default(self, parameter: Parameter) -> bool:
+        """Whether a component's parameter is left alone: only what is marked comes from a client."""
+        return (
+            self.explicit
+            and parameter.marker is None
+            and parameter.default is not REQUIRED
+            and connection_class(parameter.bare) is None
+        )
 
     def read(self, parameter: Parameter) -> Read:
         """How the parameter is read."""
-        if _connection_class(parameter.bare):
+        provider = getattr(parameter.bare, "__from_connection__", None)
+        if self.explicit and (self.lifetime == SINGLETON or parameter.marker is None):
+            self._check_component(parameter)
+        if connection_class(parameter.bare):
             return self._connection(parameter)
         if isinstance(parameter.marker, Marker):
             return self._marked(parameter, parameter.marker.place)
         if parameter.name in self.path:
             return self._marked(parameter, "path")
-        provider = getattr(parameter.bare, "__from_connection__", None)
         if provider is not None:
             return typing.cast("Read", provider)
         if self._is_struct(parameter):
@@ -250,8 +310,27 @@ class _Planner:
             )
         return self._marked(parameter, "query")
 
+    def _check_component(self, parameter: Parameter) -> None:
+        """Refuse a parameter of a component that nothing can fill."""
+        if hasattr(parameter.bare, "__from_connection__"):
+            return
+        if self.lifetime != SINGLETON and connection_class(parameter.bare):
+            return
+        name, wanted = parameter.name, name_of(parameter.bare) if parameter.bare is not EMPTY else "nothing"
+        chain = " -> ".join(name_of(one) for one in self.chain)
+        if parameter.marker is not None or connection_class(parameter.bare):
+            raise SignatureError(
+                f"parameter {name!r} is of one connection, but a singleton is made for all of them: {chain}",
+                'Give the component scope="websocket", or take the parameter out.',
+            )
+        raise SignatureError(
+            f"no component provides parameter {name!r}, annotated with {wanted}: {chain} -> {wanted}",
+            f"Put @component above the class or a function that makes it, and import its module before the app starts."
+            f"{near_components(parameter.bare)}",
+        )
+
     def _connection(self, parameter: Parameter) -> Read:
-        cls = _connection_class(parameter.bare)
+        cls = connection_class(parameter.bare)
         allowed = (Connection, WebSocket if self.kind == "websocket" else Request)
         if cls not in allowed:
             names = " or ".join(one.__name__ for one in reversed(allowed))
@@ -262,7 +341,7 @@ class _Planner:
         declared = typing.get_args(parameter.bare)
         if declared and declared[0] is not Any:
             self.decoder = _message_decoder(parameter.name, declared[0])
-        return _itself if self.kind == "http" or cls is WebSocket else _bare
+        return itself if self.kind == "http" or cls is WebSocket else _bare
 
     @staticmethod
     def _is_struct(parameter: Parameter) -> bool:
@@ -309,7 +388,8 @@ class _Planner:
         return body_reader(parameter)
 
 
-def _connection_class(annotation: Any) -> type[Connection] | None:
+def connection_class(annotation: Any) -> type[Connection] | None:
+    """The class of connection that an annotation names; None if it names none."""
     cls = typing.get_origin(annotation) or annotation
     return cls if isinstance(cls, type) and issubclass(cls, Connection) else None
 

@@ -20,13 +20,20 @@ class Life:
     Args:
         app: What the lifespan is called with.
         context: The lifespan; None for none.
+        opened: Gives a context manager that opens the app's components.
         children: Gives the lives of the apps that are mounted, which start and end with this one.
 
     Raises:
         ConfigurationError: The lifespan is no context manager.
     """
 
-    def __init__(self, app: Any, context: Lifespan | None, children: Callable[[], Iterable["Life"]]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        context: Lifespan | None,
+        opened: Callable[[], contextlib.AbstractAsyncContextManager[None]],
+        children: Callable[[], Iterable["Life"]],
+    ) -> None:
         if inspect.isasyncgenfunction(context):
             raise ConfigurationError(
                 f"the lifespan {context.__name__!r} is a bare generator: put @contextlib.asynccontextmanager above it",
@@ -36,6 +43,7 @@ class Life:
         self.given = context is not None
         self._app = app
         self._context = context
+        self._opened = opened
         self._children = children
         self._state: dict[str, Any] = {}
         self._active = False
@@ -48,6 +56,7 @@ class Life:
         async with contextlib.AsyncExitStack() as stack:
             if self._context is not None:
                 self._state = dict(await stack.enter_async_context(self._context(self._app)) or {})
+            await stack.enter_async_context(self._opened())
             for child in self._children():
                 await stack.enter_async_context(child.run())
             self._active = True

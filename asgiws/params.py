@@ -4,7 +4,7 @@ They stand in `Annotated[int, Query(ge=1)]` or as a default: `page: int = Query(
 return Any so that the second form type-checks whatever the parameter's own type is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -86,27 +86,58 @@ def Body(default: Any = REQUIRED, **options: Any) -> Any:
     return _marker("body", default, options)
 
 
+MESSAGE, HANDSHAKE, CONNECTION, SINGLETON = range(4)
+"""How long a value lives: for one message, until the handshake is answered, with the connection, with the app."""
+
+SCOPES: Mapping[str, int] = {
+    "connection": CONNECTION,
+    "handshake": HANDSHAKE,
+    "function": CONNECTION,
+    "request": CONNECTION,
+}
+"""The scopes that `Depends` takes; the last two are FastAPI's."""
+
+
 class DependsMarker(msgspec.Struct, frozen=True, eq=False):
     """What `Depends` gives.
 
     Attributes:
         dependency: The function; None for the annotated class.
         use_cache: Whether one connection asks the function once.
+        scope: How long the value lives; None for as long as what `Depends` stands in.
+        thread: Whether the function is run in a worker thread.
     """
 
     dependency: Callable[..., Any] | None
     use_cache: bool
+    scope: int | None = None
+    thread: bool = False
 
 
-def Depends(dependency: Callable[..., Any] | None = None, *, use_cache: bool = True) -> Any:
+def Depends(
+    dependency: Callable[..., Any] | None = None,
+    *,
+    use_cache: bool = True,
+    scope: str | None = None,
+    thread: bool = False,
+) -> Any:
     """A value that another function gives.
 
     It stands in `user: Annotated[User, Depends(current_user)]` or as a default. The function takes the same parameters
     as a handler, other dependencies among them. It may be async or not, a class, or a generator that yields the value
-    and cleans up behind it: when the connection ends, however it ends.
+    and cleans up behind it.
 
     Args:
         dependency: The function; left out, the annotated class.
         use_cache: Whether one connection asks the function once, or anew for each who depends on it.
+        scope: When a generator cleans up. "connection", the default: when the connection ends, however it ends.
+            "handshake": as soon as the handshake is answered. FastAPI's "function" and "request" mean "connection".
+            Left out at a parameter of `on_message`, the function is asked for each message and cleans up behind it.
+        thread: Whether to run it, if it is not async, in a worker thread: for code that blocks.
+
+    Raises:
+        ValueError: There is no such scope.
     """
-    return DependsMarker(dependency, use_cache)
+    if scope is not None and scope not in SCOPES:
+        raise ValueError(f"Depends() has no scope {scope!r}. Known: {', '.join(map(repr, SCOPES))}")
+    return DependsMarker(dependency, use_cache, SCOPES[scope] if scope is not None else None, thread)

@@ -1,8 +1,9 @@
 """Routers: what is registered where, and which of it serves a connection."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Never, TypeVar
+from typing import Any, NamedTuple, Never, TypeVar
 
 import msgspec
 
@@ -13,10 +14,14 @@ from .errors import RegistrationError, RouteError, SignatureError, did_you_mean,
 from .injection import plan_for
 from .params import DependsMarker
 from .paths import WEBSOCKET, PathTree, Template, parse_template
+from .plans import Plan
 from .types import ASGIApp, Handler, Receive, Scope, Send
 from .wire import is_token
 
 H = TypeVar("H", bound=Handler)
+
+CONTROLLER = "__asgiws_controller__"
+"""In a class: what makes it a controller."""
 
 _WITHOUT_BODY = frozenset({"GET", "HEAD"})
 
@@ -24,6 +29,40 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD"})
 def route_path(scope: Scope) -> str:
     """The path to route on: below the root path."""
     return split_root(scope)[1] or "/"
+
+
+class Serving(NamedTuple):
+    """What serves a route: its endpoint, and all plans that are run for it."""
+
+    endpoint: Endpoint
+    plans: tuple[Plan, ...]
+
+
+class Composed(ABC):
+    """A handler of several functions, which knows itself how they make an endpoint."""
+
+    @abstractmethod
+    def serving(
+        self,
+        kind: str,
+        path: Mapping[str, Converter[Any]],
+        before: tuple[DependsMarker, ...],
+        where: str,
+        *,
+        body: bool,
+    ) -> Serving:
+        """What serves a route.
+
+        Args:
+            kind: "websocket" or "http".
+            path: The converters of the parameters in the path template.
+            body: Whether the request may have a body.
+            before: What is run before all else.
+            where: The route, the handler and its place, for logs.
+
+        Raises:
+            SignatureError: It cannot work.
+        """
 
 
 class Route(msgspec.Struct, frozen=True, eq=False):
@@ -42,7 +81,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     kind: str
     methods: tuple[str, ...]
     template: Template
-    handler: Handler
+    handler: Handler | Composed
     name: str
     where: str
     dependencies: tuple[DependsMarker, ...] = ()
@@ -67,12 +106,16 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         """Not here but in the app. Starlette asks every route of what it mounts, and goes on if there is no match."""
         raise _no_match(name, params)
 
-    def endpoint(self) -> Endpoint:
-        """The route's handler as an endpoint; raises SignatureError if it cannot work."""
-        body = not self.methods or not _WITHOUT_BODY.issuperset(self.methods)
-        plan = plan_for(self.handler, self.kind, self.template.converters(), body=body, before=self.dependencies)
+    def serving(self) -> Serving:
+        """What serves the route; raises SignatureError if it cannot work."""
         label = " ".join((*self.methods, self.path)) if self.methods else f"websocket {self.path}"
-        return endpoint_for(self.handler, plan, self.kind, f"{label} ({self.where})")
+        where = f"{label} ({self.where})"
+        body = not self.methods or not _WITHOUT_BODY.issuperset(self.methods)
+        path = self.template.converters()
+        if isinstance(self.handler, Composed):
+            return self.handler.serving(self.kind, path, self.dependencies, where, body=body)
+        plan = plan_for(self.handler, self.kind, path, body=body, before=self.dependencies)
+        return Serving(endpoint_for(self.handler, plan, self.kind, where), (plan,))
 
 
 class Mount(msgspec.Struct, frozen=True, eq=False):
@@ -153,7 +196,7 @@ class Router:
         self._dependencies = _checked(dependencies)
         self._prefix = self._parse_prefix(prefix)
         self._tree: PathTree[tuple[Any, Endpoint | None]] = PathTree()
-        self._included = False
+        self.included = False
 
     # Registration
 
@@ -186,7 +229,7 @@ class Router:
         dependencies: Iterable[DependsMarker] | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of HTTP requests; raises as `websocket`."""
-        return self._registrar("http", _method_names(methods, path), path, name, dependencies)
+        return self._registrar("http", method_names(methods, path), path, name, dependencies)
 
     def get(
         self,
@@ -251,21 +294,62 @@ class Router:
                 f"a route needs a path, got {path!r}", "Write @app.websocket('/path'), with the parentheses."
             )
 
-        before = self._dependencies + _checked(dependencies)
+        before = _checked(dependencies)
 
         def register(handler: H) -> H:
             where = whereabouts(handler)
+            label = name or str(getattr(handler, "__name__", type(handler).__name__))
             try:
                 check_handler(handler, kind)
-                template = self._parse(path).under(self._prefix)
-                label = name or str(getattr(handler, "__name__", type(handler).__name__))
-                self._add(Route(kind, methods, template, handler, label, where, before))
+                self.add(kind, methods, path, handler, name=label, where=where, dependencies=before)
             except RegistrationError as error:
                 error.where = error.where or where
                 raise
             return handler
 
         return register
+
+    def add(
+        self,
+        kind: str,
+        methods: tuple[str, ...],
+        path: str,
+        handler: "Handler | Composed",
+        *,
+        name: str,
+        where: str,
+        dependencies: tuple[DependsMarker, ...] = (),
+    ) -> None:
+        """Register what was checked already; see `Route` for the arguments, and `websocket` for what it raises."""
+        template = self._parse(path).under(self._prefix)
+        self._add(Route(kind, methods, template, handler, name, where, self._dependencies + dependencies))
+
+    def include(
+        self,
+        *controllers_or_routers: Any,
+        prefix: str = "",
+        dependencies: Iterable[DependsMarker] | None = None,
+    ) -> None:
+        """Take over all routes of controllers and routers.
+
+        Args:
+            controllers_or_routers: Classes with `@controller` above them, and `Router` objects.
+            prefix: As `include_router` has it.
+            dependencies: As `include_router` has it.
+
+        Raises:
+            RouteError: One of them is neither, or a route cannot work here.
+            SignatureError: A controller cannot work.
+        """
+        for one in controllers_or_routers:
+            mark = vars(one).get(CONTROLLER) if isinstance(one, type) else None
+            if mark is None and not isinstance(one, Router):
+                raise RouteError(
+                    f"include() takes controllers and routers, got {one!r}",
+                    "Put @controller('/path') above the class, or register a function with @app.websocket('/path').",
+                )
+            router = one if mark is None else mark.router(one, self.converters)
+            self.include_router(router, prefix, dependencies)
 
     def include_router(
         self,
@@ -301,7 +385,7 @@ class Router:
             except RegistrationError as error:
                 error.where = error.where or getattr(route, "where", "")
                 raise
-        router._included = True  # noqa: SLF001 - a router's own
+        router.included = True
 
     def mount(self, path: str, app: ASGIApp, name: str = "") -> None:
         """Hand all connections at a path and below it to an ASGI application.
@@ -332,7 +416,7 @@ class Router:
 
     def _add(self, route: Route | Mount) -> None:
         """Take a route in; raises and changes nothing if it cannot work."""
-        if self._included:
+        if self.included:
             raise RouteError(
                 f"the route {route.path!r} comes too late: its router is already included",
                 "Register every route of a router before you include it.",
@@ -411,7 +495,7 @@ def _checked(dependencies: Iterable[DependsMarker] | None) -> tuple[DependsMarke
     return found
 
 
-def _method_names(methods: Iterable[str], path: str) -> tuple[str, ...]:
+def method_names(methods: Iterable[str], path: str) -> tuple[str, ...]:
     """The methods in capital letters, each once."""
     names = () if isinstance(methods, str) else tuple(dict.fromkeys(str(method).upper() for method in methods))
     if not names or not all(map(is_token, names)):

@@ -108,6 +108,22 @@ class Session(Connection):
         """How far the application is."""
         return self._phase.application
 
+    @property
+    def close_code(self) -> int | None:
+        """The code with which the connection ended, by either side; None while it has not.
+
+        A handshake that was refused with an HTTP status ended with 4000 + status.
+        """
+        if self._closing is None:
+            return None
+        code = self._closing[1]
+        return code if code >= 1000 else 4000 + code  # noqa: PLR2004 - below are HTTP statuses
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason with which the connection ended, by either side; None while it has not."""
+        return self._closing[2] if self._closing is not None else None
+
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self._send = self._server_send if phase is OPEN else _no_send
@@ -159,6 +175,19 @@ class Session(Connection):
             raise
         self._receive = self._idle_receive
         self._arrived(event)
+
+    def when_answered(self, notify: Callable[[], None]) -> None:
+        """Have a function called once, when the handshake has been answered."""
+        send = self._server_send
+
+        async def answering(event: Message) -> None:
+            try:
+                await send(event)
+            finally:
+                self._server_send = send
+                notify()
+
+        self._server_send = answering
 
     # Receiving
 

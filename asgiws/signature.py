@@ -32,6 +32,11 @@ class Parameter(NamedTuple):
         """The type without what `Annotated` adds to it."""
         return bare_type(self.type)
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing but its name is known of it."""
+        return self.type is EMPTY and self.default is REQUIRED and self.marker is None
+
     def wire_name(self) -> str:
         """The name under which the client sends it."""
         marker = self.marker
@@ -88,6 +93,15 @@ def function_of(handler: Any) -> Any:
         written = (function for function in (handler.__init__, handler.__new__) if inspect.isfunction(function))
         return next(written, handler)
     return handler if inspect.isroutine(handler) else type(handler).__call__
+
+
+def returned_type(function: Handler) -> Any:
+    """What a function is annotated to return; `EMPTY` if it does not tell.
+
+    Raises:
+        SignatureError: An annotation is unknown.
+    """
+    return _hints(inspect.unwrap(function_of(function))).get("return", EMPTY)
 
 
 def _hints(function: Any) -> dict[str, Any]:

@@ -56,7 +56,10 @@ class WebSocket(Session, Generic[In, Out]):
         ProtocolError: The scope is none of a WebSocket.
     """
 
-    __slots__ = ("_bad_messages", "_decoder", "_limits")
+    __slots__ = ("_bad_messages", "_decoder", "_limits", "concluded")
+
+    concluded: tuple[Exception, bool]
+    """The exception by which it was ended already, and whether that is raised again; not set if there is none."""
 
     def __init__(
         self,

@@ -1458,7 +1458,7 @@ async def test_a_cancellation_that_a_dependency_takes_back_never_reaches_the_ser
     who: str, after: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a scope cancels, it catches: raised again outside of it, it would cancel the server's own task.
-    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.01)
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.01)
 
     async def scope() -> AsyncIterator[anyio.CancelScope]:
         with anyio.CancelScope() as found:
@@ -1642,7 +1642,7 @@ async def test_clean_up_that_takes_too_long_is_cut_and_nothing_else_is_lost(
     ending: Ending, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # T38
-    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.01)
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.01)
     log: Log = []
     ids: Log = []
 
@@ -1678,7 +1678,7 @@ async def test_clean_up_that_takes_too_long_is_cut_and_nothing_else_is_lost(
 
 
 async def test_the_limit_is_that_of_a_connections_whole_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.05)
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.05)
     count = 20
 
     async def stuck() -> AsyncIterator[None]:
@@ -1698,7 +1698,7 @@ async def test_the_limit_is_that_of_a_connections_whole_clean_up(monkeypatch: py
 async def test_clean_up_of_a_request_that_takes_too_long_is_cut(
     raised: Exception | None, status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.01)
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.01)
 
     async def stuck() -> AsyncIterator[str]:
         try:
@@ -1719,7 +1719,7 @@ async def test_clean_up_of_a_request_that_takes_too_long_is_cut(
 
 
 async def test_the_limit_of_the_clean_up_is_none_of_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "CLEAN_UP", 0.0)
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.0)
     log: Log = []
 
     async def patient() -> AsyncIterator[None]:

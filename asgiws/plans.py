@@ -1,0 +1,173 @@
+"""What is planned once and run for each connection: where the arguments of a function come from."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+from .connection import Connection
+from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
+from .messages import MessageDecoder
+from .params import CONNECTION
+from .signature import function_of, name_of
+from .types import Handler
+from .values import Read
+
+
+def itself(connection: Connection) -> Connection:
+    """The whole WebSocket or request, as an argument."""
+    return connection
+
+
+class Plan:
+    """How the arguments of one handler come from a connection.
+
+    Attributes:
+        dependencies: What must be run before, by the name of the parameter that it fills; None if it fills none.
+        decoder: For the `In` of a `WebSocket[In, Out]`; None if the handler declares none.
+        needs_body: Whether the request's body must have been read before.
+        takes_websocket: Whether the handler gets the WebSocket, and so may read from it.
+        handshake: Whether something below lives until the handshake is answered.
+    """
+
+    __slots__ = ("decoder", "dependencies", "handshake", "needs_body", "steps", "takes_websocket")
+
+    def __init__(
+        self,
+        steps: tuple[tuple[str, Read], ...] = (),
+        dependencies: "tuple[tuple[str | None, Dependency], ...]" = (),
+        decoder: MessageDecoder | None = None,
+        *,
+        needs_body: bool = False,
+        handshake: bool = False,
+    ) -> None:
+        self.steps = steps
+        self.dependencies = dependencies
+        self.decoder = decoder
+        self.needs_body = needs_body
+        self.takes_websocket = any(read is itself for _, read in steps)
+        self.handshake = handshake
+
+    def __call__(self, connection: Connection) -> dict[str, Any]:
+        """The arguments that come from the connection itself.
+
+        Raises:
+            ParameterError: With every value that does not validate.
+        """
+        try:
+            return {name: read(connection) for name, read in self.steps}
+        except ParameterError:
+            raise ParameterError(self.problems(connection)) from None
+
+    def problems(self, connection: Connection) -> list[ParameterProblem]:
+        """Every value from the connection itself that does not validate."""
+        problems = []
+        for _, read in self.steps:
+            try:
+                read(connection)
+            except ParameterError as error:
+                problems += error.errors
+        return problems
+
+
+class Dependency:
+    """One function that gives a value, with its own plan.
+
+    Attributes:
+        call: The function.
+        key: The function, or what stands for one that cannot be hashed.
+        asked_as: A component: the annotation that asked for it.
+        lifetime: How long the value lives: `MESSAGE`, `HANDSHAKE`, `CONNECTION` or `SINGLETON`.
+        replace: Gives the dependency on another function in its place.
+        style: "class", "function", "coroutine", "generator" or "asyncgen".
+        thread: Whether it is run in a worker thread.
+        use_cache: Whether one connection asks it once.
+    """
+
+    __slots__ = ("_plan", "asked_as", "call", "key", "lifetime", "replace", "style", "thread", "use_cache")
+
+    def __init__(
+        self,
+        call: Handler,
+        plan: "Plan | Callable[[], Plan]",
+        *,
+        replace: "Callable[[Handler], Dependency] | None" = None,
+        use_cache: bool = True,
+        lifetime: int = CONNECTION,
+        thread: bool = False,
+        asked_as: Any = None,
+    ) -> None:
+        self.call = call
+        self.key: Any = call if isinstance(call, Hashable) else id(call)
+        self.asked_as = asked_as
+        self._plan = plan
+        self.replace = replace
+        self.use_cache = use_cache
+        self.lifetime = lifetime
+        self.thread = thread
+        self.style = style_of(call)
+
+    @property
+    def plan(self) -> Plan:
+        """How its arguments come about; that of a singleton is made when it is asked for.
+
+        Raises:
+            SignatureError: A parameter of a singleton could never be filled.
+        """
+        if not isinstance(self._plan, Plan):
+            self._plan = self._plan()
+        return self._plan
+
+    @property
+    def cleans_up(self) -> bool:
+        """Whether there is something to be done when its value is needed no more."""
+        return self.style in ("generator", "asyncgen")
+
+    def overridden(self, overrides: Mapping[Any, Handler]) -> "Dependency":
+        """The dependency, or what stands in its place."""
+        if overrides and self.replace is not None:
+            for key in (self.asked_as, self.key):
+                if key is not None and key in overrides:
+                    return self.replace(overrides[key])
+        return self
+
+
+def style_of(call: Handler) -> str:
+    """How a function gives its value: "class", "function", "coroutine", "generator" or "asyncgen"."""
+    function = function_of(call)
+    if inspect.isclass(call):
+        return "class"
+    if inspect.isasyncgenfunction(function):
+        return "asyncgen"
+    if inspect.isgeneratorfunction(function):
+        return "generator"
+    return "coroutine" if inspect.iscoroutinefunction(function) else "function"
+
+
+@contextlib.contextmanager
+def told_with(handler: Handler) -> Iterator[None]:
+    """Add a handler and its place to what a SignatureError tells."""
+    try:
+        yield
+    except SignatureError as error:
+        error.where = " -> ".join(filter(None, (whereabouts(handler), error.where)))
+        raise
+
+
+def every_dependency(
+    plan: Plan,
+    overrides: Mapping[Any, Handler],
+    chain: tuple[Any, ...] = (),
+) -> Iterator[Dependency]:
+    """All that a plan depends on, at any depth, what is needed before what needs it.
+
+    Raises:
+        SignatureError: A singleton cannot be made, or an override leads back to what it replaces.
+    """
+    for _, given in plan.dependencies:
+        dependency = given.overridden(overrides)
+        if dependency.key in chain:
+            names = " -> ".join(name_of(one) for one in (*chain, dependency.call))
+            raise SignatureError(f"a dependency needs itself: {names}", "Take one of them out of the overrides.")
+        yield from every_dependency(dependency.plan, overrides, (*chain, dependency.key))
+        yield dependency
