@@ -15,7 +15,7 @@ from .lifespan import Life
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
 from .origins import OriginPolicy
-from .params import SINGLETON, DependsMarker
+from .params import DependsMarker
 from .paths import WEBSOCKET
 from .plans import Dependency, Plan, every_dependency
 from .routing import Mount, Route, Router, route_path
@@ -264,7 +264,8 @@ class App(Router):
             except SignatureError as error:
                 error.where = " -> ".join(filter(None, (route.where, error.where)))
                 raise
-            found |= {one.key: one for one in needed if one.lifetime == SINGLETON and one.cleans_up}
+            overrides = self.dependency_overrides
+            found |= {one.key: one for one in needed if one.is_shared and one.opens_with(overrides)}
             if route.kind == "websocket" and self._origins.allows_all:
                 self._warn_of_ambient(route, needed)
         self._to_open = list(found.values())

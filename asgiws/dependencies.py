@@ -164,7 +164,7 @@ class Solved:
 
     async def _value(self, dependency: Dependency) -> Any:
         """The value of a dependency, from before or new."""
-        if dependency.lifetime == SINGLETON:
+        if dependency.is_shared:
             return await self.owner.singleton(dependency)
         kept = (dependency.lifetime, dependency.key)
         if dependency.use_cache:

@@ -8,7 +8,7 @@ from typing import Any
 from .connection import Connection
 from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
 from .messages import MessageDecoder
-from .params import CONNECTION
+from .params import CONNECTION, SINGLETON
 from .signature import function_of, name_of
 from .types import Handler
 from .values import Read
@@ -123,6 +123,16 @@ class Dependency:
         """Whether there is something to be done when its value is needed no more."""
         return self.style in ("generator", "asyncgen")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is made once for the app. A prototype that a singleton needs lives as long, but is its own."""
+        return self.lifetime == SINGLETON and self.use_cache
+
+    def opens_with(self, overrides: Mapping[Any, Handler]) -> bool:
+        """Whether a singleton is made when the app starts: it cleans up, or a prototype of its own does."""
+        own = (one.overridden(overrides) for _, one in self.plan.dependencies)
+        return self.cleans_up or any(not one.is_shared and one.opens_with(overrides) for one in own)
+
     def overridden(self, overrides: Mapping[Any, Handler]) -> "Dependency":
         """The dependency, or what stands in its place."""
         if overrides and self.replace is not None:
@@ -166,8 +176,9 @@ def every_dependency(
     """
     for _, given in plan.dependencies:
         dependency = given.overridden(overrides)
+        plan = dependency.plan  # refuses a circle by itself, but for one that comes of the overrides
         if dependency.key in chain:
             names = " -> ".join(name_of(one) for one in (*chain, dependency.call))
             raise SignatureError(f"a dependency needs itself: {names}", "Take one of them out of the overrides.")
-        yield from every_dependency(dependency.plan, overrides, (*chain, dependency.key))
+        yield from every_dependency(plan, overrides, (*chain, dependency.key))
         yield dependency

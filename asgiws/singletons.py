@@ -56,7 +56,7 @@ class Singletons:
         return self._values[key]
 
     async def _make(self, dependency: Dependency, owner: Owner) -> None:
-        if dependency.cleans_up and self._stack is None:
+        if self._stack is None and dependency.opens_with(owner.dependency_overrides):
             raise ConfigurationError(
                 f"the component {whereabouts(dependency.call)} cleans up behind itself, so it is made when the app "
                 "starts, but then it was not known: set overrides before the app starts",

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from .components import near_components
 from .connection import Connection
 from .converters import Converter
 from .errors import MessageError, ParameterError, ParameterProblem, SignatureError
@@ -206,7 +207,8 @@ def _unfillable(parameter: Parameter, source: str) -> SignatureError:
     return SignatureError(
         f"parameter {parameter.name!r} of type {name} cannot be made from {source}",
         "A value is a str, int, float, bool, Enum, Literal, UUID, datetime, date or Decimal, one of these or None, "
-        "or a list of these; a Struct is filled by Query() or, for HTTP, from the body.",
+        "or a list of these; a Struct is filled by Query() or, for HTTP, from the body; a service is a class with "
+        f"@component above it.{near_components(parameter.bare)}",
     )
 
 
