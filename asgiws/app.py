@@ -18,7 +18,8 @@ from .origins import OriginPolicy
 from .params import DependsMarker
 from .paths import WEBSOCKET
 from .plans import Dependency, Plan, every_dependency
-from .routing import Mount, Route, Router, route_path
+from .routes import Mount, Route, route_path
+from .routing import Router
 from .singletons import Singletons
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
 

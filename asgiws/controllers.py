@@ -21,7 +21,8 @@ from .injection import Planner, with_connection
 from .log import logger
 from .params import CONNECTION, SINGLETON, DependsMarker
 from .plans import Dependency, told_with
-from .routing import CONTROLLER, Composed, Router, Serving, method_names
+from .routes import Composed, Serving
+from .routing import CONTROLLER, Router, method_names
 from .signature import name_of
 from .states import CONNECTED, CONNECTING
 from .types import Handler

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket as StarletteWebSocket
 from asgiws import App, Depends, Request, Response, RouteError, Router, SignatureError, WebSocket
 from asgiws.converters import Converter
 from asgiws.paths import WEBSOCKET
-from asgiws.routing import Mount, Route, route_path
+from asgiws.routes import Mount, Route, route_path
 from tests.fakes import SHAPES, UVICORN, FakeServer, Shape, converse, request
 
 HERE = pathlib.Path(__file__)
