@@ -17,12 +17,11 @@ what happens otherwise.
 
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
 
-from .cleanup import CLEAN_UP
 from .dependencies import AnsweredError, Owner, Solved, solved
 from .errors import (
     HTTPException,
@@ -39,6 +38,7 @@ from .messages import MessageDecoder, encode
 from .plans import Plan
 from .signature import function_of
 from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
+from .streams import stream_items
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
 from .websocket import WebSocket
 
@@ -83,7 +83,7 @@ def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoin
     if _is_generator(handler):
 
         def stream(ws: WebSocket[Any, Any], arguments: dict[str, Any], _: Solved | None) -> Awaitable[None]:
-            return _stream(ws, handler(**arguments), reads=plan.takes_websocket)
+            return stream_items(ws, handler(**arguments), reads=plan.takes_websocket)
 
         return websocket_endpoint(stream, plan, where)
 
@@ -341,67 +341,6 @@ def _log(where: str, connection: str, error: Exception) -> None:
 def _internal_error(connection: str) -> JSONResponse:
     """What a client is told of an exception: its connection's name in the log, and nothing else."""
     return JSONResponse({"detail": "Internal Server Error", "id": connection}, 500)
-
-
-# A stream: an async generator whose items are the messages
-
-
-async def _stream(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None], *, reads: bool) -> None:
-    """Accept, send each item, and stop the generator when the client leaves.
-
-    Args:
-        ws: The WebSocket.
-        items: The handler's generator.
-        reads: The handler has the WebSocket and may read from it; two cannot.
-    """
-    async with closed_at_the_end(items):
-        await ws.accept()
-        if reads:
-            await _send_items(ws, items)
-            return
-        failure: Exception | None = None
-        async with anyio.create_task_group() as group:
-
-            async def watch() -> None:
-                async for _ in ws:
-                    logger().debug("connection %s: dropped a message, a stream takes none", ws.id)
-                group.cancel_scope.cancel()
-
-            group.start_soon(watch)
-            try:
-                await _send_items(ws, items)
-            except Exception as error:  # noqa: BLE001 - raised again outside, where no group wraps it
-                failure = error
-            group.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-
-
-async def _send_items(ws: WebSocket[Any, Any], items: AsyncIterator[Any]) -> None:
-    async for item in items:
-        await send_item(ws, item)
-
-
-async def send_item(ws: WebSocket[Any, Any], item: Any) -> None:
-    """Send what a handler yielded or returned: str as text, bytes as they are, anything else as JSON."""
-    if isinstance(item, str):
-        await ws.send_text(item)
-    elif isinstance(item, bytes | bytearray | memoryview):
-        await ws.send_bytes(item)
-    else:
-        await ws.send_json(item)
-
-
-@contextlib.asynccontextmanager
-async def closed_at_the_end(items: AsyncGenerator[Any, None]) -> AsyncIterator[None]:
-    """Close the generator in this task whatever happens, with time for what its `finally` awaits."""
-    try:
-        yield
-    finally:
-        with anyio.move_on_after(CLEAN_UP, shield=True) as scope:
-            await items.aclose()
-        if scope.cancelled_caught:
-            logger().warning("the clean-up of %r took over %s s and was cut", items, CLEAN_UP)
 
 
 # HTTP

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .converters import Converter
 from .dependencies import Solved, solved
-from .endpoints import closed_at_the_end, conclude, send_item
+from .endpoints import conclude
 from .errors import SignatureError
 from .injection import Planner, connection_class, with_connection
 from .log import logger
@@ -18,6 +18,7 @@ from .messages import MessageDecoder, decoder_for
 from .params import MESSAGE
 from .plans import Dependency, Plan, itself, style_of, told_with
 from .signature import EMPTY, Parameter, name_of, parameters_of
+from .streams import closed_at_the_end, send_item
 from .types import Handler
 from .values import check_decodable
 from .websocket import WebSocket

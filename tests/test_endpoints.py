@@ -22,6 +22,7 @@ from asgiws import (
     WebSocket,
     WebSocketException,
     endpoints,
+    streams,
 )
 from tests.fakes import DEADLINE, FakeServer, converse, request
 
@@ -323,7 +324,7 @@ async def test_the_clean_up_of_a_stream_has_a_time_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # T38
-    monkeypatch.setattr(endpoints, "CLEAN_UP", 0.01)
+    monkeypatch.setattr(streams, "CLEAN_UP", 0.01)
     app = App()
 
     @app.websocket("/")
