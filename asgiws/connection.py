@@ -185,6 +185,11 @@ class Connection:
             self._id = os.urandom(8).hex()
         return self._id
 
+    def replace_in_scope(self, **replaced: Any) -> None:
+        """Give the connection a scope of its own with other values; what middleware sees stays as it is."""
+        self.scope = {**self.scope, **replaced}
+        self._headers = self._query = self._cookies = None
+
     @property
     def headers(self) -> Headers:
         """The headers, decoded as latin-1 (RFC 9110, 5.5)."""

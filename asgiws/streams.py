@@ -8,6 +8,7 @@ import anyio
 
 from .cleanup import CLEAN_UP
 from .log import logger
+from .states import CONNECTING
 from .websocket import WebSocket
 
 
@@ -20,7 +21,8 @@ async def stream_items(ws: WebSocket[Any, Any], items: AsyncGenerator[Any, None]
         reads: The handler has the WebSocket and may read from it; two cannot.
     """
     async with closed_at_the_end(items):
-        await ws.accept()
+        if ws.application_state is CONNECTING:  # a dependency may have accepted, to read a token
+            await ws.accept()
         if reads:
             await _send_items(ws, items)
             return

@@ -330,6 +330,24 @@ def test_a_pattern_with_a_port_is_for_that_port() -> None:
     assert passes(["https://*.example.com:443"], "https://a.example.com")
 
 
+@pytest.mark.parametrize(
+    ("allowed", "everybody"),
+    [
+        (None, False),
+        ([], False),
+        (["https://good.example", "https://*.example.com", "null"], False),
+        (["*"], True),
+        (["https://good.example", "*"], True),
+    ],
+)
+def test_a_policy_tells_whether_it_lets_everybody_in(allowed: list[str] | None, everybody: bool) -> None:
+    # S18
+    policy = OriginPolicy(allowed)
+    assert policy.allows_all is everybody
+    with pytest.raises(AttributeError):
+        policy.allows_all = True  # type: ignore[misc]
+
+
 # Settings that cannot work
 
 
