@@ -4,8 +4,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import warnings
+from typing import Any
 
 import pytest
+
+import asgiws.testing
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +38,34 @@ def test_a_block_of_the_documents_runs(code: str, tmp_path: pathlib.Path) -> Non
 
 def test_the_documents_have_blocks() -> None:
     assert len(BLOCKS) >= 7
+
+
+MIGRATION = [
+    tuple(cell.strip().strip("`") for cell in line.strip("|").split(" | "))
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("| `")
+]
+
+
+@pytest.mark.parametrize("column", [0, 1], ids=["FastAPI", "asgiws"])
+def test_a_column_of_the_table_from_fastapi_runs_from_top_to_bottom(column: int) -> None:
+    assert len(MIGRATION) >= 12
+    assert all(len(row) == 2 for row in MIGRATION)
+    program = ["async def check() -> int: return 1", "async def other() -> int: return 2"]
+    for row in MIGRATION:
+        handler = "\nasync def handler(websocket: WebSocket, room: str) -> None: await websocket.accept()"
+        request = "\nasync def health(room: str) -> str: return room"
+        decorated = request if ".get(" in row[column] else handler
+        program.append(row[column] + (decorated if row[column].startswith("@") else ""))
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Starlette's test client, about its own requirements
+        exec("\n".join(program), names)  # noqa: S102 - that is what it is for
+    assert (names["TestClient"] is asgiws.testing.TestClient) == (column == 1)
+    with names["TestClient"](names["app"]) as client:
+        assert client.get("/health/7").status_code == 200
+        with client.websocket_connect("/api/v1/files/a/b"):
+            pass
 
 
 def test_the_two_lines_of_the_readme_are_there() -> None:
