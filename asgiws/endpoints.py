@@ -254,9 +254,9 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
     again = False
     if own is not None:
         cause, again = await _ask(own, ws, cause, where)
-    elif isinstance(cause, WebSocketDisconnect):
-        logger().debug("%s: connection %s ended: %s", where, ws.id, cause)
-    elif not isinstance(cause, _TABLE):
+    elif isinstance(cause, (WebSocketDisconnect, *_TABLE)):
+        logger().debug("%s: connection %s ended: %s: %s", where, ws.id, type(cause).__name__, cause)
+    else:
         _log(where, ws.id, error)
         again = True
     try:

@@ -34,7 +34,7 @@ from asgiws import (
     WebSocket,
     WebSocketDisconnect,
     WebSocketException,
-    dependencies,
+    cleanup,
 )
 from tests.fakes import DAPHNE, DEADLINE, UVICORN, FakeServer, HTTPAnswer, Shape, converse, request, soon
 

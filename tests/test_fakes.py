@@ -338,7 +338,7 @@ async def test_two_receives_at_once_choke_and_two_sends_are_counted() -> None:
 async def test_waiting_for_what_never_comes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fakes.DEADLINE", 0.01)
     with pytest.raises(TimeoutError):
-        await FakeServer().until(lambda it: it.texts)
+        await FakeServer().until(lambda it: it.texts, timeout=0.01)
     with pytest.raises(TimeoutError):
         await soon(lambda: False)
 
