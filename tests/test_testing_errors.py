@@ -1,4 +1,4 @@
-# ruff: noqa: PT012, RUF043, SIM117, E501
+# ruff: noqa: PT012, RUF043, E501
 """What a test is told when the application fails, and when it is stuck: the line where it waits.
 
 Every test of the `client_of` fixture runs with both clients, each on asyncio and trio.
@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from asgiws import App, Depends, WebSocket, WebSocketDisconnect
-from asgiws.testing import AsyncTestClient, ServerChokedError, StuckError, TestClient, WebSocketDenied
+from asgiws.testing import AsyncTestClient, ServerChokedError, StuckError, WebSocketDenied
 from asgiws.testing.waiting import raised_at, waits_at
 from tests.clients import MakeClient, line_of, make_client
 from tests.fakes import DEADLINE
@@ -571,52 +571,6 @@ async def shields_itself(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "websocket.accept"})
     with anyio.CancelScope(shield=True):
         await anyio.sleep_forever()  # shields itself
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_an_application_that_blocks_the_event_loop_fails_the_test_with_its_line(backend: Any) -> None:
-    free = threading.Event()
-
-    async def blocks(ws: WebSocket) -> None:
-        await ws.accept()
-        await ws.receive_text()
-        free.wait(DEADLINE)  # blocks
-
-    before = time.monotonic()
-    text = f"the application has blocked the event loop for 1.05 s at {at('blocks')}"
-    with pytest.raises(StuckError, match=text), TestClient(serving(blocks), backend=backend, timeout=0.05) as client:
-        try:
-            with client.websocket_connect("/") as ws:
-                ws.send_text("a")
-                ws.receive_text()
-        finally:
-            with pytest.raises(StuckError, match=text):
-                client.get("/")
-    assert time.monotonic() - before < 3
-    free.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("asgiws"):
-            thread.join(DEADLINE)
-            assert not thread.is_alive()
-
-
-def test_an_application_that_blocks_the_event_loop_at_the_end_leaves_its_thread_behind() -> None:
-    free = threading.Event()
-
-    async def blocks(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        await receive()
-        sooner = asyncio.get_running_loop().call_soon
-        sooner(free.wait, DEADLINE)
-
-    with pytest.raises(StuckError, match="blocked the event loop .*its thread is left behind"):
-        with TestClient(blocks, timeout=0.05).websocket_connect("/"):
-            pass
-    free.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("asgiws"):
-            thread.join(DEADLINE)
 
 
 # The parts
