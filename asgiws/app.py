@@ -283,7 +283,9 @@ class App(Router):
                 )  # fmt: skip
 
     def _components_opened(self) -> contextlib.AbstractAsyncContextManager[None]:
-        if not self._serving:
+        if self._serving:
+            self._check_components()
+        else:
             self._build()
         return self.singletons.opened(self._to_open, self)
 

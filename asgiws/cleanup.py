@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CLEAN_UP = 5.0
 """Seconds that the clean-up of one connection may take."""
 
+BEGIN = 0.1
+"""Seconds that a thread has for its clean-up though others have taken all the time."""
+
 Manager = contextlib.AbstractAsyncContextManager[Any]
 
 
@@ -34,14 +37,20 @@ class CleanUp:
         self.told = False
 
     @contextlib.asynccontextmanager
-    async def after(self, generator: Manager) -> AsyncIterator[Any]:
-        """What a generator yields, and then its clean-up."""
+    async def after(self, generator: Manager, *, apart: bool = False) -> AsyncIterator[Any]:
+        """What a generator yields, and then its clean-up.
+
+        Args:
+            generator: Its context manager.
+            apart: It has a task of its own, which no cancellation from outside reaches once it has yielded.
+        """
         failure: BaseException | None = None
         # Scopes must nest: the shield is outside of all that the generator enters, inside of all that came before.
         scope = anyio.CancelScope()
         try:
             with scope:
                 value = await generator.__aenter__()
+                scope.shield = apart
                 try:
                     yield value
                 except BaseException as error:
@@ -103,8 +112,10 @@ class Threaded:
         return await in_thread(self._manager.__enter__)
 
     async def __aexit__(self, *raised: Any) -> Any:  # noqa: PYI036 - handed on
-        # The deadline of the clean-up cannot stop a thread: it is left behind.
-        return await in_thread(functools.partial(self._manager.__exit__, *raised), abandon=True)
+        # Others may have taken all the time: it is begun all the same. A thread cannot be stopped: it is left behind.
+        deadline = max(anyio.current_effective_deadline(), anyio.current_time() + BEGIN)
+        with anyio.CancelScope(deadline=deadline, shield=True):
+            return await in_thread(functools.partial(self._manager.__exit__, *raised), abandon=True)
 
 
 async def in_thread(function: Callable[[], Any], *, abandon: bool = False) -> Any:
@@ -116,7 +127,9 @@ async def in_thread(function: Callable[[], Any], *, abandon: bool = False) -> An
     """
     from anyio import to_thread  # noqa: PLC0415 - only needed where something blocks
 
-    return await to_thread.run_sync(function, abandon_on_cancel=abandon)
+    # trio takes no coroutine out of a thread, which is for the event loop to await: it comes wrapped.
+    (value,) = await to_thread.run_sync(lambda: (function(),), abandon_on_cancel=abandon)
+    return value
 
 
 class Handshake:
@@ -134,6 +147,7 @@ class Handshake:
         self._group = group
         self._clean_up = CleanUp(connection)
         self._answered = anyio.Event()
+        self._solved = anyio.Event()
         self._kept: list[anyio.Event] = []
         self._failure: BaseException | None = None
         self.problem: Exception | None = None
@@ -149,23 +163,27 @@ class Handshake:
     async def _keep(self, manager: Manager, *, task_status: "TaskStatus[tuple[Any, Any]]") -> None:
         done, at = anyio.Event(), len(self._kept)
         self._kept.append(done)
+        # What a dependency has answered cannot be waited for: who asks now needs it until all of them are done.
+        end = self._solved if self._answered.is_set() else self._answered
         entered = False
         try:
-            async with self._clean_up.after(manager) as value:
+            async with self._clean_up.after(manager, apart=True) as value:
                 entered = True
                 task_status.started((value, None))
-                await self._answered.wait()
+                await end.wait()
                 for later in self._kept[at + 1 :]:
                     await later.wait()
+                thrown = self._failure
                 self._raise_failure()
+            if thrown is not None and not is_cancellation(thrown):  # it was swallowed
+                self._failure = None
         except BaseException as error:
             if not entered and not is_cancellation(error):
                 task_status.started((None, error))
             elif error is not self._failure:
                 if is_cancellation(error) or not isinstance(error, Exception):
                     raise
-                self.problem = error
-                self._group.cancel_scope.cancel()
+                self._failed(error)
         finally:
             done.set()
 
@@ -173,14 +191,41 @@ class Handshake:
         if self._failure is not None:
             raise self._failure
 
-    async def finish(self, kind: Any, error: BaseException | None, trace: Any) -> None:  # noqa: ARG002 - of an exit
-        """Clean up at the latest when the handler is done; each sees the exception that ended it."""
-        if not self._answered.is_set():
+    def _failed(self, error: Exception) -> None:
+        """Note what a clean-up raised, for the next one if it is about the handler, else for the connection."""
+        if self._failure is not None and error.__context__ is self._failure:
             self._failure = error
-            self._answered.set()
+        elif self.problem is None:
+            self.problem = error
+            self._group.cancel_scope.cancel()
+        else:
+            self.tell(error)
+
+    def tell(self, error: Exception) -> None:
+        """Log what a clean-up raised beside another exception."""
+        logger().error(
+            "connection %s: the clean-up after the handshake failed", self._clean_up.connection.id, exc_info=error
+        )
+
+    def solved(self) -> None:
+        """Note that all dependencies have been run."""
+        self._solved.set()
+
+    async def finish(self, kind: Any, error: BaseException | None, trace: Any) -> bool:  # noqa: ARG002 - of an exit
+        """Clean up at the latest when the handler is done; each sees the exception that ended it."""
+        answered = self._answered.is_set()
+        if not answered:
+            self._failure = error
+        self._answered.set()
+        self._solved.set()
         with anyio.CancelScope(shield=True):  # each has its deadline
             for done in self._kept:
                 await done.wait()
+        if answered or error is None:
+            return False
+        if self._failure is not None and self._failure is not error:
+            raise self._failure
+        return self._failure is None
 
 
 @contextlib.asynccontextmanager
@@ -196,6 +241,6 @@ async def until_answered(connection: Session) -> AsyncIterator[Handshake]:
     if failure is None:
         failure = kept.problem
     elif kept.problem is not None:
-        logger().error("connection %s: the clean-up after the handshake failed", connection.id, exc_info=kept.problem)
+        kept.tell(kept.problem)
     if failure is not None:
         raise failure

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any, Protocol
@@ -70,6 +71,8 @@ async def solved(
             finally:
                 if found.handshake is not None:
                     stack.push_async_exit(found.handshake.finish)
+            if found.handshake is not None:
+                found.handshake.solved()
             if found.expires is not None:
                 stack.enter_context(_until(found.expires))
         except BaseException as error:
@@ -219,17 +222,16 @@ class Solved:
     def _note_expiry(self, dependency: Dependency, value: Any) -> None:
         """Note when a value expires that has `expires_at`."""
         at = getattr(value, "expires_at", None)
-        if at is None:
+        if at is None or callable(at):
             return
-        if hasattr(at, "timestamp") and getattr(at, "tzinfo", None) is not None:
+        if getattr(at, "tzinfo", None) is not None:
             at = at.timestamp()
-        elif isinstance(at, str) or hasattr(at, "timestamp"):
+        if isinstance(at, bool) or not isinstance(at, int | float) or math.isnan(at):
             raise TypeError(
                 f"expires_at of what {whereabouts(dependency.call)} gives is a {type(at).__name__} that names no "
                 "moment: make it a datetime with a time zone, or a Unix time in seconds",
             )
-        if isinstance(at, int | float):
-            self.expires = at if self.expires is None else min(at, self.expires)
+        self.expires = at if self.expires is None else min(at, self.expires)
 
 
 @contextlib.contextmanager

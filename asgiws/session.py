@@ -181,11 +181,16 @@ class Session(Connection):
         send = self._server_send
 
         async def answering(event: Message) -> None:
+            whole = event["type"] != "websocket.http.response.start"
             try:
                 await send(event)
+            except BaseException:
+                whole = True
+                raise
             finally:
-                self._server_send = send
-                notify()
+                if whole:
+                    self._server_send = send
+                    notify()
 
         self._server_send = answering
 
@@ -347,7 +352,7 @@ class Session(Connection):
             return code
         scope = self.scope
         unannounced = "spec_version" not in (scope.get("asgi") or {"spec_version": ""})
-        bare = not any(key in scope for key in ("scheme", "http_version", "extensions", "state"))
+        bare = not any(key in scope for key in ("scheme", "http_version", "extensions"))  # a state may have been added
         address = scope.get("client", ())  # a list, or None on a Unix socket
         return code + 3000 if unannounced and bare and not isinstance(address, tuple) else code
 

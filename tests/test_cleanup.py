@@ -1,6 +1,7 @@
 """What lives until the handshake is answered: when it is cleaned up, in which order and task, and what it sees."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -19,6 +20,7 @@ from asgiws import (
     Header,
     HTTPException,
     JSONResponse,
+    Response,
     WebSocket,
     WebSocketDisconnect,
     WebSocketException,
@@ -27,6 +29,7 @@ from asgiws import (
 )
 from asgiws.session import Session
 from tests.fakes import (
+    DAPHNE,
     DEADLINE,
     HYPERCORN,
     SHAPES,
@@ -380,6 +383,32 @@ async def test_what_a_dependency_accepted_is_cleaned_up_while_the_next_ones_run(
     assert log == ["+db", "-db", "later", "handler"]
 
 
+@every_flavour
+async def test_what_is_opened_after_the_answer_is_there_for_who_depends_on_it(flavour: str) -> None:
+    # S7: a token in the first message is checked in a database, after accept.
+    log: Log = []
+    db = kept(log, "db", flavour)
+
+    async def first_message(ws: WebSocket) -> str:
+        await ws.accept()
+        return await ws.receive_text()
+
+    async def user(token: Annotated[str, Depends(first_message)], value: Annotated[str, db]) -> str:
+        await anyio.wait_all_tasks_blocked()
+        log.append(f"{token} is looked up in {value}")
+        return token
+
+    app = App()
+
+    @app.websocket("/")
+    async def handler(ws: WebSocket, name: Annotated[str, Depends(user, scope="handshake")]) -> None:
+        await soon(lambda: "-db" in log)
+        log.append("handler")
+
+    await converse(app, FakeServer(), "a token", leave=-1)
+    assert log == ["+db", "a token is looked up in db", "-db", "handler"]
+
+
 # The order
 
 
@@ -531,12 +560,58 @@ UNANSWERED: dict[str, Unanswered] = {
 every_unanswered = pytest.mark.parametrize("ending", UNANSWERED.values(), ids=UNANSWERED)
 
 
+@every_flavour
+@every_unanswered
+async def test_each_sees_what_ended_the_connection_before_the_answer(ending: Unanswered, flavour: str) -> None:
+    # T37: on return, raise and cancel. T29: a refusal runs nothing that comes later.
+    log: Log = []
+    await ending(log, kept(log, "db", flavour))
+    ran = ["handler", "handler ends"] if ending.guard is None else []
+    seen = [f"db: {ending.seen}"] if ending.seen else []
+    assert log == ["+db", *ran, *seen, "-db"]
+
+
+@every_unanswered
+async def test_before_the_answer_they_are_closed_in_reverse_order_too(ending: Unanswered) -> None:
+    # T37: a session is closed before the pool that it is of, also when the server stops.
+    log: Log = []
+    await ending(log, *chain(log, ("async", "async", "async")))
+    ran = ["handler", "handler ends"] if ending.guard is None else []
+    told: Log = []
+    for name in CLOSED:
+        told += [f"{name[1:]}: {ending.seen}", name] if ending.seen else [name]
+    assert log == [*OPENED, *ran, *told]
+
+
 @every_unanswered
 async def test_before_the_answer_what_lives_with_the_connection_is_closed_after_them(ending: Unanswered) -> None:
     log: Log = []
     await ending(log, kept(log, "outer", scope="connection"), kept(log, "db"), kept(log, "inner", scope="connection"))
     assert [entry for entry in log if entry[0] == "-"] == ["-db", "-inner", "-outer"]
     assert (f"db: {ending.seen}" in log) is (ending.seen is not None)
+
+
+async def test_who_opens_slowly_while_the_server_stops_is_closed_before_what_it_needs() -> None:
+    log: Log = []
+    app = App()
+
+    async def slow() -> AsyncIterator[None]:
+        log.append("opening")
+        try:
+            await anyio.sleep_forever()
+            yield
+        finally:
+            for _ in range(5):
+                with anyio.CancelScope(shield=True):
+                    await anyio.lowlevel.checkpoint()
+            log.append("given up")
+
+    markers = [kept(log, "pool"), Depends(slow, scope="handshake"), kept(log, "never")]
+    app.websocket("/", dependencies=markers)(sleeps)
+    server = FakeServer()
+    assert await run(app, server, lambda _: "opening" in log) == "cancelled"
+    assert server.closed == (1012, "the server stops")
+    assert log == ["+pool", "opening", "given up", "pool: cancelled", "-pool"]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -813,6 +888,29 @@ async def accepts_and_waits_in_a_group(ws: WebSocket) -> None:
         group.start_soon(anyio.sleep_forever)
 
 
+@every_shape
+@pytest.mark.parametrize(
+    "handler", [accepts_and_sleeps, accepts_and_reads, accepts_and_waits_in_a_group, accepts],
+    ids=lambda one: one.__name__,
+)  # fmt: skip
+async def test_clean_up_that_fails_ends_the_connection_and_is_logged_once(
+    handler: Handler, shape: Shape, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: Log = []
+    app = App(dependencies=[kept(log, "outer", scope="connection"), kept(log, "pool")])
+    app.websocket("/", dependencies=[Depends(failing(ValueError("the session cannot be closed")), scope="handshake")])(
+        handler
+    )
+    server = FakeServer(shape)
+    assert await run(app, server) == "ValueError"
+    assert server.closed == ((4011 if shape is DAPHNE else 1011), "internal error")
+    assert failures(caplog) == ["the session cannot be closed"]
+    assert len(logged(caplog)) == 1
+    # It was closed before the handler was stopped, and has no part in it.
+    assert [entry for entry in log if entry.startswith(("pool", "-pool"))] == ["-pool"]
+    assert log[-1] == "-outer"
+
+
 async def test_a_stream_whose_handshake_cannot_be_cleaned_up_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
     # T39
     log: Log = []
@@ -865,6 +963,33 @@ async def test_an_exception_handler_sees_what_clean_up_raised() -> None:
     assert server.closed == (4500, "a secret")
 
 
+@every_shape
+@pytest.mark.parametrize("answer", REFUSING.values(), ids=REFUSING)
+async def test_clean_up_that_fails_spoils_no_refusal(
+    answer: Handler, shape: Shape, caplog: pytest.LogCaptureFixture
+) -> None:
+    # T30: a denial whose body never comes leaves the client waiting.
+    app = App()
+    app.websocket("/", dependencies=[Depends(failing(ValueError("no")), scope="handshake")])(answer)
+    server = FakeServer(shape)
+
+    async def slowly(scope: Any, receive: Any, send: Any) -> None:
+        async def send_slowly(event: Any) -> None:
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            await send(event)
+
+        await app(scope, receive, send_slowly)
+
+    assert await run(slowly, server) == "ValueError"
+    if answer is denies and shape.denial:
+        assert server.types == ["websocket.http.response.start", "websocket.http.response.body"]
+        assert (server.status, server.body) == (401, b'{"who":"are you"}')
+    else:
+        assert server.types == ["websocket.close"]
+    assert failures(caplog) == ["no"]
+
+
 async def test_clean_up_that_fails_after_the_handlers_own_close_is_logged_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -903,6 +1028,76 @@ async def test_a_handler_and_a_clean_up_that_both_fail_are_both_told(
     assert len(failures(caplog)) == len(set(failures(caplog)))
 
 
+@pytest.mark.parametrize("answered", [True, False])
+async def test_two_clean_ups_that_fail_are_both_told_and_the_others_are_done(
+    answered: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: Log = []
+    app = App()
+
+    @app.websocket(
+        "/",
+        dependencies=[
+            kept(log, "pool"),
+            Depends(failing(ValueError("of the first"), log), scope="handshake"),
+            kept(log, "between"),
+            Depends(failing(LookupError("of the second"), log), scope="handshake"),
+            kept(log, "session"),
+        ],
+    )
+    async def handler(ws: WebSocket) -> None:
+        if answered:
+            await accepts_and_sleeps(ws)
+
+    server = FakeServer()
+    assert await run(app, server) in ("LookupError", "ValueError")
+    assert log[3:] == ["-session", "raises of the second", "-between", "raises of the first", "-pool"]
+    assert "ValueError: of the first" in caplog.text
+    assert "LookupError: of the second" in caplog.text
+    assert len(failures(caplog)) == len(set(failures(caplog)))
+
+
+@pytest.mark.parametrize("flavour", ["async", "plain", "thread"])
+async def test_one_may_say_before_the_answer_what_an_exception_of_the_handlers_means(flavour: str) -> None:
+    # As one that lives with the connection may.
+    def plain() -> Iterator[None]:
+        try:
+            yield
+        except LookupError as error:
+            raise HTTPException(404, str(error)) from error
+
+    async def translating() -> AsyncIterator[None]:
+        try:
+            yield
+        except LookupError as error:
+            raise HTTPException(404, str(error)) from error
+
+    marker = Depends(translating if flavour == "async" else plain, scope="handshake", thread=flavour == "thread")
+    app = App()
+    app.websocket("/", dependencies=[marker])(raiser(LookupError("no such room")))
+    server = FakeServer()
+    assert await run(app, server) is None
+    assert server.status == 404
+
+
+@every_flavour
+async def test_a_handler_whose_exception_one_swallows_before_the_answer_has_returned(flavour: str) -> None:
+    def plain() -> Iterator[None]:
+        with contextlib.suppress(LookupError):
+            yield
+
+    async def swallowing() -> AsyncIterator[None]:
+        with contextlib.suppress(LookupError):
+            yield
+
+    marker = Depends(swallowing if flavour == "async" else plain, scope="handshake", thread=flavour == "thread")
+    app = App()
+    app.websocket("/", dependencies=[marker])(raiser(LookupError("no such room")))
+    server = FakeServer()
+    assert await run(app, server) is None
+    assert server.status == 403
+
+
 # Clean-up: the shield and its limit
 
 
@@ -915,6 +1110,27 @@ async def stuck(log: Log) -> AsyncIterator[None]:
             await anyio.sleep_forever()
         finally:
             log.append("cut")
+
+
+@every_unanswered
+async def test_clean_up_before_the_answer_has_a_limit(
+    ending: Unanswered, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # T38
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.01)
+    log: Log = []
+    markers = [
+        kept(log, "quick", "plain"),
+        Depends(functools.partial(stuck, log), scope="handshake"),
+        Depends(functools.partial(stuck, log), scope="handshake"),
+    ]
+    await ending(log, *markers)
+    assert [entry for entry in log if "handler" not in entry and ": " not in entry] == [
+        "+quick", "closing", "cut", "closing", "cut", "-quick",
+    ]  # fmt: skip
+    cut = [text for text in logged(caplog) if "clean-up" in text]
+    assert len(cut) == 1
+    assert cut[0].endswith("the clean-up took over 0.01 s and was cut")
 
 
 async def test_clean_up_after_the_answer_has_a_limit_and_the_handler_goes_on(
@@ -972,6 +1188,35 @@ async def test_a_connection_that_ends_during_the_clean_up_waits_for_it() -> None
     assert log == ["+outer", "-slow", "-outer"]
 
 
+@pytest.mark.parametrize("handler", [accepts_and_sleeps, accepts], ids=lambda one: one.__name__)
+async def test_a_server_that_stops_does_not_reach_the_clean_up(handler: Handler) -> None:
+    # T38
+    log: Log = []
+    closing, go = anyio.Event(), anyio.Event()
+
+    async def slow(pool: Annotated[str, kept(log, "pool")]) -> AsyncIterator[None]:
+        yield
+        closing.set()
+        await go.wait()
+        log.append("-slow")
+
+    app = App(dependencies=[Depends(slow, scope="handshake")])
+    app.websocket("/")(handler)
+    server = FakeServer()
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(app, server.scope, server.receive, server.send)
+            await closing.wait()
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
+            assert log == ["+pool"]
+            go.set()
+    # What waited for its turn has seen a clean end all the same.
+    assert log == ["+pool", "-slow", "-pool"]
+    assert server.types.count("websocket.close") == 1
+
+
 # Clean-up in threads
 
 
@@ -1009,6 +1254,30 @@ async def test_a_thread_that_blocks_past_the_limit_is_left_behind(
     (cut,) = logged(caplog)
     assert cut.endswith("the clean-up took over 0.01 s and was cut")
     await soon(lambda: "closed" in log)
+
+
+@pytest.mark.parametrize("scope", ["handshake", "connection"])
+async def test_a_thread_whose_turn_comes_after_the_limit_still_gets_its_clean_up(
+    scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As one that needs no thread does: others took the time, and it would need none.
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.01)
+    threads: list[bool] = []
+    log: Log = []
+
+    def quick() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            threads.append(threading.current_thread() is threading.main_thread())
+            log.append("-quick")
+
+    app = App(dependencies=[Depends(quick, scope=scope, thread=True)])
+    app.websocket("/", dependencies=[Depends(functools.partial(stuck, log), scope=scope)])(accepts)
+    assert await run(app, FakeServer()) is None
+    await soon(lambda: "-quick" in log)
+    assert log == ["closing", "cut", "-quick"]
+    assert threads == [False]
 
 
 # What the session tells
@@ -1066,3 +1335,12 @@ async def test_a_cancelled_answer_is_one() -> None:
         await soon(lambda: server.sending)
         group.cancel_scope.cancel()
     assert log == ["answered"]
+
+
+async def test_a_denial_is_told_when_all_of_it_was_sent() -> None:
+    server = FakeServer()
+    sent: list[Log] = []
+    ws: WebSocket = WebSocket(server.scope, server.receive, server.send)
+    ws.when_answered(lambda: sent.append(server.types))
+    await ws.send_denial_response(Response("no", 401))
+    assert sent == [["websocket.http.response.start", "websocket.http.response.body"]]

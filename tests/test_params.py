@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 
 from asgiws import Body, Cookie, Depends, Header, Path, Query
-from asgiws.params import REQUIRED, Marker
+from asgiws.params import CONNECTION, HANDSHAKE, MESSAGE, REQUIRED, SCOPES, SINGLETON, Marker
 
 MARKERS: tuple[tuple[Callable[..., Any], str], ...] = (
     (Path, "path"),
@@ -98,11 +98,63 @@ def test_depends_notes_its_function_and_whether_it_is_asked_once() -> None:
     assert Depends(dependency=current_user, use_cache=False).use_cache is False
 
 
+def test_depends_says_nothing_of_scope_or_thread_by_default() -> None:
+    assert (Depends(current_user).scope, Depends(current_user).thread) == (None, False)
+    assert Depends(current_user, scope=None).scope is None
+
+
+@pytest.mark.parametrize(
+    ("scope", "lifetime"),
+    [("connection", CONNECTION), ("handshake", HANDSHAKE), ("function", CONNECTION), ("request", CONNECTION)],
+)
+def test_depends_notes_its_scope_also_by_fastapis_names(scope: str, lifetime: int) -> None:
+    assert Depends(current_user, scope=scope).scope == lifetime
+
+
+def test_there_are_no_other_scopes() -> None:
+    assert dict(SCOPES) == {
+        "connection": CONNECTION, "handshake": HANDSHAKE, "function": CONNECTION, "request": CONNECTION,
+    }  # fmt: skip
+
+
+def test_lifetimes_are_ordered_from_the_shortest_to_the_longest() -> None:
+    assert MESSAGE < HANDSHAKE < CONNECTION < SINGLETON
+
+
+@pytest.mark.parametrize("scope", ["websocket", "singleton", "message", "Connection", "connection ", "", "handshakes"])
+def test_an_unknown_scope_is_refused_with_the_known_ones(scope: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Depends(current_user, scope=scope)
+    assert str(caught.value) == (
+        f"Depends() has no scope {scope!r}. Known: 'connection', 'handshake', 'function', 'request'"
+    )
+
+
+@pytest.mark.parametrize("scope", [0, 1, True, b"connection", ("connection",), CONNECTION])
+def test_a_scope_that_is_no_name_is_refused_too(scope: Any) -> None:
+    with pytest.raises(ValueError, match="has no scope"):
+        Depends(current_user, scope=scope)
+
+
+def test_depends_notes_that_it_runs_in_a_thread() -> None:
+    assert Depends(current_user, thread=True).thread is True
+    assert Depends(current_user, thread=False).thread is False
+
+
+def test_all_but_the_function_is_given_by_name() -> None:
+    positional: Any = Depends
+    for option in (True, "handshake"):
+        with pytest.raises(TypeError):
+            positional(current_user, option)
+
+
 def test_depends_never_changes() -> None:
     depends = Depends(current_user)
-    with pytest.raises(AttributeError):
-        depends.use_cache = False
-    assert depends.use_cache
+    for name in ("dependency", "use_cache", "scope", "thread"):
+        before = getattr(depends, name)
+        with pytest.raises(AttributeError):
+            setattr(depends, name, HANDSHAKE)
+        assert getattr(depends, name) is before
 
 
 def test_a_marker_stands_in_an_annotation_or_as_a_default() -> None:

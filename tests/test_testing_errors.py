@@ -1,4 +1,3 @@
-# ruff: noqa: PT012, RUF043, E501
 """What a test is told when the application fails, and when it is stuck: the line where it waits.
 
 Every test of the `client_of` fixture runs with both clients, each on asyncio and trio.
@@ -19,7 +18,15 @@ import pytest
 import trio
 
 from asgiws import App, Depends, WebSocket, WebSocketDisconnect
-from asgiws.testing import AsyncTestClient, ServerChokedError, StuckError, WebSocketDenied
+from asgiws.testing import (
+    AsyncTestClient,
+    ServerChokedError,
+    StuckError,
+    TestClient,
+    WebSocketDenied,
+    conversation,
+    portal,
+)
 from asgiws.testing.waiting import raised_at, waits_at
 from tests.clients import MakeClient, line_of, make_client
 from tests.fakes import DEADLINE
@@ -152,12 +159,13 @@ async def test_what_was_sent_before_the_exception_is_read_before_it(client_of: M
         await send({"type": "websocket.send", "text": "a"})
         raise BoomError
 
-    with pytest.raises(BoomError):
-        async with client_of(raw).websocket_connect("/") as ws:
-            await anyio.sleep(0.01)
-            assert await ws.receive_text() == "a"
-            with pytest.raises(BoomError):
-                await ws.receive_text()
+    ws = client_of(raw).websocket_connect("/")
+    await ws.__aenter__()
+    await anyio.sleep(0.01)
+    assert await ws.receive_text() == "a"
+    for wait in (ws.receive_text, lambda: ws.__aexit__(None, None, None)):
+        with pytest.raises(BoomError):
+            await wait()
 
 
 @pytest.mark.parametrize(
@@ -217,12 +225,15 @@ async def test_a_failure_of_the_test_wins_and_tells_of_the_applications(client_o
 
 
 async def test_a_failure_that_the_test_made_of_the_applications_tells_it_once(client_of: MakeClient) -> None:
+    async def wraps(ws: Any) -> None:
+        try:
+            await ws.receive()
+        except BoomError as error:
+            raise ZeroDivisionError from error
+
     with pytest.raises(ZeroDivisionError) as caught:
         async with client_of(raw_after_accept).websocket_connect("/") as ws:
-            try:
-                await ws.receive()
-            except BoomError as error:
-                raise ZeroDivisionError from error
+            await wraps(ws)
     assert not hasattr(caught.value, "__notes__")
 
 
@@ -268,7 +279,7 @@ async def test_an_application_that_cancels_itself_fails_as_such(client_of: MakeC
     async def raw(scope: Any, receive: Any, send: Any) -> None:
         raise asyncio.CancelledError if not trio.lowlevel.in_trio_run() else BoomError
 
-    with pytest.raises((RuntimeError, BoomError), match="cancellation that no server asked for|^$"):
+    with pytest.raises((RuntimeError, BoomError), match=r"cancellation that no server asked for|^$"):
         await client_of(raw).websocket_connect("/").__aenter__()
 
 
@@ -297,7 +308,7 @@ async def test_what_the_server_cannot_take_is_raised_into_the_application_and_fa
     for raw in (careless, swallowing):
         for raising in (True, False):
             seen.clear()
-            with pytest.raises(ServerChokedError, match="uvicorn.* chokes on: text is <class 'bytes'>") as caught:
+            with pytest.raises(ServerChokedError, match=r"uvicorn.* chokes on: text is <class 'bytes'>") as caught:
                 async with client_of(raw, raise_server_exceptions=raising).websocket_connect("/") as ws:
                     await ws.expect_close()
             assert caught.value is seen[0]
@@ -398,20 +409,23 @@ ASKS = "the application itself waits for the client to send, at "
         (in_a_group, "in a group", "in_a_group", NEVER, "async with anyio.create_task_group() as group:  # in a group"),
         (over_a_generator, "in a generator", "numbers", NEVER, "await anyio.sleep_forever()  # in a generator"),
         (a_stream, "in a stream", "a_stream", ASKS, "await anyio.sleep_forever()  # in a stream"),
-        (with_a_lock, "in a context manager", "slow_lock", NEVER, "await anyio.sleep_forever()  # in a context manager"),
-        (in_a_thread, "in a thread", "in_a_thread", NEVER, "await anyio.to_thread.run_sync(threading.Event().wait, 0.3)  # in"),
+        (with_a_lock, "in a context manager", "slow_lock", NEVER, "await anyio.sleep_forever()  # in a "),
+        (in_a_thread, "in a thread", "in_a_thread", NEVER, "await anyio.to_thread.run_sync(threading."),
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )  # fmt: skip
 async def test_a_session_that_waits_in_vain_says_where_the_application_waits(
     client_of: MakeClient, handler: Callable[..., Any], mark: str, function: str, does: str, source: str
 ) -> None:
+    async def waits(ws: Any) -> None:
+        if handler in (over_a_generator, a_stream):
+            await ws.send_text("go")
+            await ws.receive()
+        await ws.receive_text(timeout=0.05)
+
     with pytest.raises(StuckError) as caught:
         async with client_of(serving(handler), timeout=1).websocket_connect("/") as ws:
-            if handler in (over_a_generator, a_stream):
-                await ws.send_text("go")
-                await ws.receive()
-            await ws.receive_text(timeout=0.05)
+            await waits(ws)
     assert re.match(f"no message within 0.05 s; {does}{at(mark)}{function}: `{re.escape(source)}", str(caught.value))
     assert isinstance(caught.value, TimeoutError)
 
@@ -449,12 +463,9 @@ async def test_every_wait_has_its_own_timeout(
 
 async def test_the_timeout_of_the_client_holds_where_none_is_given(client_of: MakeClient) -> None:
     async with client_of(serving(asks_first), timeout=0.05).websocket_connect("/") as ws:
-        for receive in (ws.receive, ws.receive_text, ws.expect_close):
-            with pytest.raises(StuckError, match=" within 0.05 s; "):
+        for receive in (ws.receive, ws.receive_text, ws.expect_close, ws.__aiter__().__anext__):
+            with pytest.raises(StuckError, match=r" within 0\.05 s; "):
                 await receive()
-        with pytest.raises(StuckError, match=" within 0.05 s; "):
-            async for _ in ws:
-                pytest.fail("there is no message")
 
 
 async def test_an_application_that_ignores_the_close_is_told_of_and_cancelled(client_of: MakeClient) -> None:
@@ -523,6 +534,22 @@ async def test_a_receive_after_the_disconnect_that_no_server_answers_is_named(cl
             pass
 
 
+async def test_an_application_that_waits_for_the_client_to_read_is_named(client_of: MakeClient) -> None:
+    async def talks(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        event = await receive()
+        await send({"type": "websocket.send", "text": event["text"]})  # talks
+
+    async with client_of(talks).websocket_connect("/") as ws:
+        await ws.stall(buffer=0)
+        await ws.send_text("hello")
+        with pytest.raises(StuckError, match=f"the application waits for the client to read, at {at('talks')}"):
+            await ws.receive(timeout=0.2)
+        await ws.resume()
+        assert await ws.receive() == "hello"
+
+
 async def test_an_application_that_returned_where_the_server_keeps_the_connection_is_named(
     client_of: MakeClient,
 ) -> None:
@@ -558,19 +585,92 @@ async def test_a_test_that_is_cancelled_does_not_hang_on_an_application_that_doe
 # What ignores its cancellation
 
 
-async def catches_all(scope: Any, receive: Any, send: Any) -> None:
-    await receive()
-    await send({"type": "websocket.accept"})
-    while True:
-        with contextlib.suppress(BaseException):
-            await anyio.sleep_forever()  # catches all
+def catches_all(over: list[bool]) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while not over:
+            with contextlib.suppress(BaseException):
+                await anyio.sleep_forever()  # catches all
+
+    return app
 
 
-async def shields_itself(scope: Any, receive: Any, send: Any) -> None:
-    await receive()
-    await send({"type": "websocket.accept"})
-    with anyio.CancelScope(shield=True):
-        await anyio.sleep_forever()  # shields itself
+def shields_itself(over: list[bool]) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep_forever()  # shields itself
+
+    return app
+
+
+@pytest.mark.parametrize(("make", "mark"), [(catches_all, "catches all"), (shields_itself, "shields itself")])
+async def test_an_application_that_ignores_its_cancellation_is_given_up(
+    client_of: MakeClient, make: Any, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "GRACE", 0.1)
+    given_up = "it did not end within 0.1 s of its cancellation either, and was given up$"
+    over: list[bool] = []
+    with pytest.raises(StuckError, match=f"(?s)within 0.05 s; {NEVER}{at(mark)}.*; {given_up}"):
+        async with client_of(make(over), timeout=0.05).websocket_connect("/"):
+            pass
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asgiws")]
+    over.append(True)  # the coroutine is kept to the end of the process, which closes it
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_application_that_blocks_the_event_loop_fails_the_test_with_its_line(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portal, "_PULSE", 0.2)
+    free = threading.Event()
+
+    async def blocks(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.receive_text()
+        free.wait(DEADLINE)  # blocks
+
+    before = time.monotonic()
+    text = f"the application blocks the event loop, for over 0.2 s, at {at('blocks')}"
+    client = TestClient(serving(blocks), backend=backend, timeout=0.05)
+    ws = client.__enter__().websocket_connect("/").__enter__()
+    ws.send_text("a")
+    for call in (ws.receive_text, lambda: client.get("/"), lambda: ws.__exit__(None, None, None)):
+        with pytest.raises(StuckError, match=text):
+            call()
+    with pytest.raises(StuckError, match=text) as caught:
+        client.__exit__(None, None, None)
+    assert "its thread is left behind" in caught.value.__notes__[0]
+    assert time.monotonic() - before < 3
+    free.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("asgiws"):
+            thread.join(DEADLINE)
+            assert not thread.is_alive()
+
+
+def test_an_application_that_blocks_the_event_loop_at_the_end_leaves_its_thread_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(portal, "_PULSE", 0.2)
+    free = threading.Event()
+
+    async def blocks(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        sooner = asyncio.get_running_loop().call_soon
+        sooner(free.wait, DEADLINE)
+
+    ws = TestClient(blocks, timeout=0.05).websocket_connect("/").__enter__()
+    with pytest.raises(StuckError, match=r"blocks the event loop, for over 0\.2 s"):
+        ws.__exit__(None, None, None)
+    free.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("asgiws"):
+            thread.join(DEADLINE)
 
 
 # The parts

@@ -160,11 +160,6 @@ class Exchange:
                 raise stuck
         self._raise_problem()
 
-    @property
-    def patience(self) -> float:
-        """Seconds that any of these methods may take."""
-        return self._timeout + 2 * GRACE
-
     async def _until(self, condition: Callable[[], object], missing: str) -> None:
         with anyio.move_on_after(self._timeout):
             while not condition() and not self._running.ended:

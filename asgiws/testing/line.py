@@ -44,6 +44,7 @@ class Line(FakeServer):
         self.left: str | None = None
         self.choke_error: ServerChokedError | None = None
         self._stopped = False
+        self._shut = False
         self._unread = 0
         self._limit = BUFFER
         self._early = False
@@ -122,6 +123,12 @@ class Line(FakeServer):
         while self.shape.blocks and self._unread >= self._limit and not self._gone:
             await self.news()
 
+    def _take(self, event: Event) -> None:
+        if self._shut:  # by the server, which the application may not know yet
+            self._gone_already()
+        else:
+            super()._take(event)
+
     def _dropped(self, event: Event) -> bool:
         if self._early and event["type"] == "websocket.accept" and self.shape.early == "raise":
             return self._gone_already()
@@ -136,6 +143,8 @@ class Line(FakeServer):
         kind = event["type"]
         if kind == "websocket.accept":
             self.accepted = event
+            if self._early and self.shape.early == "untold":
+                self.put({"type": "websocket.disconnect", "code": self.shape.abort_code})
         elif kind == "websocket.send":
             if self.shape.sends_empty or event.get("text") or event.get("bytes"):
                 self._arrives(event)
@@ -180,7 +189,7 @@ class Line(FakeServer):
             cancel()
             return
         self.put({"type": "websocket.disconnect", "code": self.shape.stop})
-        self._gone = True
+        self._gone = self._shut = True
         self._end(500, self.shape.stop_code)
 
     def application_ended(self, error: BaseException | None) -> None:

@@ -10,7 +10,11 @@ import anyio
 
 from ..background import spawn
 from .errors import ClientDisconnectedError
-from .waiting import Place, waits_at
+from .waiting import Place, chain, waits_at
+
+_AWAKE = 0.05  # seconds in which a task that is awake has run
+
+_given_up: list[Any] = []
 
 
 class _LetGoError(BaseException):
@@ -34,7 +38,7 @@ class Running:
         self.error: BaseException | None = None
         self.cancelled = False
         self.ended = False
-        self._driver = _Driver(_called(call))
+        self._driver = _Driver(call)
         self._on_end = on_end
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
@@ -54,18 +58,21 @@ class Running:
         try:
             with self._scope:
                 await self._driver
-        except _LetGoError:
-            pass
-        except ClientDisconnectedError:
-            pass
-        except anyio.get_cancelled_exc_class() as error:
-            self.error = RuntimeError("the application ended with a cancellation that no server asked for")
-            self.error.__cause__ = error
         except BaseException as error:  # noqa: BLE001 - also what pytest.fail() raises: all of it is for the test
-            self.error = error
+            self.error = self._meaning(error)
         self.ended = True
         self._done.set()
         self._on_end()
+
+    def _meaning(self, error: BaseException) -> BaseException | None:
+        """What the test is to know of an exception that ended the application."""
+        if self._driver.let_go or isinstance(error, ClientDisconnectedError):
+            return None
+        if not isinstance(error, anyio.get_cancelled_exc_class()):
+            return error
+        unasked = RuntimeError("the application ended with a cancellation that no server asked for")
+        unasked.__cause__ = error
+        return unasked
 
     async def ends_within(self, seconds: float) -> bool:
         """Wait until the application has ended; False if it did not in time."""
@@ -91,37 +98,31 @@ class Running:
         if await self.ends_within(grace):
             return True
         self._driver.let_go = True
-        _wake(self._task, self._driver.trap)
-        await self.ends_within(grace)
+        # One that catches its cancellation over and over is awake; one that shields itself sleeps on.
+        if not await self.ends_within(_AWAKE):
+            _wake(self._task, self._driver.trap)
+            await self.ends_within(grace)
         return False
 
 
-async def _called(call: Callable[[], Awaitable[Any]]) -> None:
-    found = call()
-    if not inspect.isawaitable(found):
-        raise TypeError(
-            "an ASGI application is an async function of scope, receive and send, "
-            f"but calling this one gave {type(found).__name__}"
-        )
-    await found
-
-
 class _Driver:
-    """Awaits a coroutine for as long as it is wanted.
+    """Calls the application, and awaits it for as long as it is wanted.
 
     Attributes:
-        coroutine: The coroutine.
+        coroutine: The application's own; None until it is called.
         trap: What it last asked of the event loop.
         let_go: It is not wanted any more: when its task is next woken up, the coroutine is closed.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.coroutine = coroutine
+    def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self.coroutine: Coroutine[Any, Any, Any] | None = None
         self.trap: Any = None
         self.let_go = False
+        self._call = call
 
     def __await__(self) -> Generator[Any, Any, None]:
-        step = functools.partial(self.coroutine.send, None)
+        coroutine = self.coroutine = _coroutine(self._call())
+        step = functools.partial(coroutine.send, None)
         while True:
             try:
                 self.trap = step()
@@ -129,13 +130,41 @@ class _Driver:
                 return
             try:
                 value = yield self.trap
+                self._check_wanted()
             except BaseException as error:
                 if self.let_go or isinstance(error, GeneratorExit):
-                    self.coroutine.close()
+                    _close(coroutine)
                     raise
-                step = functools.partial(self.coroutine.throw, error)
+                step = functools.partial(coroutine.throw, error)
             else:
-                step = functools.partial(self.coroutine.send, value)
+                step = functools.partial(coroutine.send, value)
+
+    def _check_wanted(self) -> None:
+        if self.let_go:  # trio sends what is to be raised as a value
+            raise _LetGoError
+
+
+def _coroutine(awaitable: Any) -> Coroutine[Any, Any, Any]:
+    if inspect.iscoroutine(awaitable):
+        return awaitable
+    if inspect.isawaitable(awaitable):
+        return _awaits(awaitable)
+    raise TypeError(
+        "an ASGI application is an async function of scope, receive and send, "
+        f"but calling this one gave {type(awaitable).__name__}"
+    )
+
+
+async def _awaits(awaitable: Awaitable[Any]) -> None:
+    await awaitable
+
+
+def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    awaited = chain(coroutine)
+    try:
+        coroutine.close()
+    except RuntimeError:  # it awaits again instead: the garbage collector would only try once more, and complain
+        _given_up.extend(awaited)
 
 
 def _current_task() -> Any:

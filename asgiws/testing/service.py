@@ -10,7 +10,7 @@ import anyio.lowlevel
 
 from ..types import RawHeaders, Scope
 from ..wire import header_pairs
-from .conversation import GRACE, Conversation
+from .conversation import Conversation
 from .errors import WebSocketDenied, attach
 from .exchange import Exchange
 from .handshake import (
@@ -141,11 +141,6 @@ class Service:
         for talk in self._open:
             talk.stop()
         await anyio.lowlevel.checkpoint()
-
-    @property
-    def patience(self) -> float:
-        """Seconds that any of these methods may take."""
-        return (self.timeout + 3 * GRACE) * (len(self._open) + 1)
 
     # WebSockets
 

@@ -21,6 +21,7 @@ from .service import Handshake, Service
 T = TypeVar("T")
 Mode = Literal["text", "binary"]
 
+NOT_OPEN = "this session is not open: enter it with `with client.websocket_connect(...)`"
 STALL_BUFFER = 64 * 1024
 """Bytes that still go out to a client that reads nothing."""
 
@@ -34,7 +35,7 @@ class Session:
     def conversation(self) -> Conversation:
         """The conversation in the event loop of the application."""
         if self._talk is None:
-            raise WebSocketStateError("this session is not open: enter it with `with client.websocket_connect(...)`")
+            raise WebSocketStateError(NOT_OPEN)
         return self._talk
 
     @property

@@ -32,7 +32,7 @@ class Shape:
         after_close: What it is told after its own close.
         after_refusal: What it is told after it refused the handshake; None: nothing, for ever.
         early: What `accept` does when the client left before: raise, pass but let the next send raise, or pass. With
-            "untold", `receive()` does not tell it before accept either.
+            "untold" it passes, and only then `receive()` tells.
         own_codes_only: Close codes of the application other than 1000 and 3000-4999 raise.
         cancel_eats: A cancelled `receive()` loses an event.
         one_body: A denial with `more_body` raises.

@@ -70,9 +70,9 @@ class TestClient(Client["httpx.Response"]):
         self._client: httpx.Client | None = None
 
     def __enter__(self) -> Self:
-        loop = LoopThread(self._backend, self._backend_options).start()
+        loop = LoopThread(self._backend, self._backend_options, self._service.timeout).start()
         try:
-            loop.call(self._service.patience, self._service.start)
+            loop.call(self._service.start)
         except BaseException as failure:
             _stop(loop, failure)
             raise
@@ -84,7 +84,7 @@ class TestClient(Client["httpx.Response"]):
     ) -> None:
         loop, self._loop = self._running, None
         try:
-            loop.call(self._service.patience, self._service.stop, failure)
+            loop.call(self._service.stop, failure)
         except BaseException as problem:  # noqa: BLE001 - told, or raised again
             _stop(loop, failure or problem)
             tell(problem, failure)
@@ -103,7 +103,7 @@ class TestClient(Client["httpx.Response"]):
         if self._loop is not None:
             yield self._loop
             return
-        loop = LoopThread(self._backend, self._backend_options).start()
+        loop = LoopThread(self._backend, self._backend_options, self._service.timeout).start()
         try:
             yield loop
         except BaseException as failure:
@@ -160,14 +160,14 @@ class TestClient(Client["httpx.Response"]):
         """
         handshake = self._handshake(url, params, headers, cookies, subprotocols, origin)
         with self._loop_of_a_call() as loop:
-            loop.call(self._service.patience, self._service.vanish, handshake)
+            loop.call(self._service.vanish, handshake)
 
     def stop_server(self) -> None:
         """Let the server stop (SIGTERM), as far as the open connections see it.
 
         uvicorn tells the application a disconnect with 1012, granian one with 1005; hypercorn and daphne cancel it.
         """
-        self._running.call(self._service.patience, self._service.interrupt)
+        self._running.call(self._service.interrupt)
 
     # HTTP
 

@@ -13,11 +13,9 @@ from .line import Close
 from .portal import LoopThread
 from .servers import Event
 from .service import Handshake, Service
-from .session import STALL_BUFFER, Mode, Session, as_json, decoded, picked
+from .session import NOT_OPEN, STALL_BUFFER, Mode, Session, as_json, decoded, picked
 
 T = TypeVar("T")
-
-_MARGIN = 1.0  # seconds more than a call may take, before its event loop counts as blocked
 
 
 class WebSocketSession(Session):
@@ -48,7 +46,7 @@ class WebSocketSession(Session):
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._loop = stack.enter_context(self._enter_loop())
-            self._talk = self._loop.call(self._service.patience + _MARGIN, self._service.open, self._handshake)
+            self._talk = self._loop.call(self._service.open, self._handshake)
             self._stack = stack.pop_all()
         return self
 
@@ -57,22 +55,17 @@ class WebSocketSession(Session):
     ) -> None:
         try:
             with self._stack:
-                self._call(self._service.patience, self._service.close, self.conversation, failure)
+                self._call(self._service.close, self.conversation, failure)
         except BaseException as problem:  # noqa: BLE001 - told, or raised again
             tell(problem, failure)
 
-    def _call(self, patience: float, function: Callable[..., Any], *args: Any) -> Any:
-        talk = self.conversation  # or the error that there is none
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self._loop is None:
-            raise WebSocketStateError(f"the session of {talk.scope['path']!r} has no event loop")
-        return self._loop.call(patience + _MARGIN, function, *args)
-
-    def _now(self, function: Callable[..., Any], *args: Any) -> None:
-        self._call(self._service.timeout, function, *args)
+            raise WebSocketStateError(NOT_OPEN)
+        return self._loop.call(function, *args)
 
     def _read(self, timeout: float | None) -> Event:
-        seconds = self._service.timeout if timeout is None else timeout
-        event: Event = self._call(seconds, self.conversation.read, seconds)
+        event: Event = self._call(self.conversation.read, timeout)
         return event
 
     def send_text(self, data: str) -> None:
@@ -82,15 +75,15 @@ class WebSocketSession(Session):
             WebSocketDisconnect: The application has closed, and the test was told.
             WebSocketStateError: The test has closed.
         """
-        self._now(self.conversation.say, sendable_text(data))
+        self._call(self.conversation.say, sendable_text(data))
 
     def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary message; raises as `send_text`."""
-        self._now(self.conversation.say, sendable_bytes(data))
+        self._call(self.conversation.say, sendable_bytes(data))
 
     def send_json(self, data: Any, mode: Mode = "text") -> None:
         """Send anything that msgspec encodes, as JSON; raises as `send_text`."""
-        self._now(self.conversation.say, as_json(data, mode))
+        self._call(self.conversation.say, as_json(data, mode))
 
     def receive_text(self, timeout: float | None = None) -> str:
         """The next message, which must be text.
@@ -163,8 +156,7 @@ class WebSocketSession(Session):
             UnexpectedMessageError: A message or another close came.
             StuckError: None came in time.
         """
-        seconds = self._service.timeout if timeout is None else timeout
-        found: Close = self._call(seconds, self.conversation.expect_close, code, reason, seconds)
+        found: Close = self._call(self.conversation.expect_close, code, reason, timeout)
         return found
 
     def expect_no_message(self, within: float = 0.05) -> None:
@@ -173,20 +165,20 @@ class WebSocketSession(Session):
         Raises:
             UnexpectedMessageError: A message or a close came.
         """
-        self._call(within, self.conversation.expect_no_message, within)
+        self._call(self.conversation.expect_no_message, within)
 
     def close(self, code: int | None = 1000, reason: str = "") -> None:
         """Close; None for a close without a code. After the end it does nothing."""
-        self._now(self.conversation.close, code, reason)
+        self._call(self.conversation.close, code, reason)
 
     def abort(self) -> None:
         """Break the connection without a close, as a peer does that loses its network."""
-        self._now(self.conversation.abort)
+        self._call(self.conversation.abort)
 
     def stall(self, buffer: int = STALL_BUFFER) -> None:
         """Read nothing from now on: the application's `send()` blocks as soon as so many more bytes went out."""
-        self._now(self.conversation.line.stall, buffer)
+        self._call(self.conversation.line.stall, buffer)
 
     def resume(self) -> None:
         """Read again."""
-        self._now(self.conversation.line.resume)
+        self._call(self.conversation.line.resume)

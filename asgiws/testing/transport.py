@@ -108,8 +108,8 @@ class Transport(httpx.BaseTransport):
         body = list(request.stream)
         with contextlib.ExitStack() as stack:
             loop = stack.enter_context(self._loop())
-            exchange = loop.call(1.0, _made, self._make, request, body)
-            status, headers = loop.call(exchange.patience + 1, exchange.start)
+            exchange = loop.call(_made, self._make, request, body)
+            status, headers = loop.call(exchange.start)
             return httpx.Response(status, headers=headers, stream=_Body(loop, exchange, stack.pop_all()))
 
 
@@ -125,7 +125,7 @@ class _Body(httpx.SyncByteStream):
 
     def _call(self, method: Callable[[], Any]) -> Any:
         with _errors_of_httpx():
-            return self._loop.call(self._exchange.patience + 1, method)
+            return self._loop.call(method)
 
     def close(self) -> None:
         with self._stack:

@@ -10,7 +10,7 @@ import linecache
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 _OWN = __name__.partition(".")[0]
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 def waits_at(awaitable: Any) -> Place | None:
     """The line at which a coroutine waits; None if it does not, or no line is known."""
-    return _innermost(_frames(awaitable))
+    return _innermost(frame for frame, _ in map(_step, chain(awaitable)) if frame is not None)
 
 
 def runs_at(thread: int | None) -> Place | None:
@@ -85,14 +85,13 @@ def _is_plumbing(frame: types.FrameType) -> bool:
     return package in (_OWN, "anyio", "trio", "outcome", "uvloop") or package in sys.stdlib_module_names
 
 
-def _frames(awaitable: Any) -> Iterator[types.FrameType]:
-    """The frames of what is awaited, the outermost first."""
-    seen: set[int] = set()
-    while awaitable is not None and id(awaitable) not in seen:
-        seen.add(id(awaitable))
-        frame, awaitable = _step(awaitable)
-        if frame is not None:
-            yield frame
+def chain(awaitable: Any) -> list[Any]:
+    """An awaitable, what it awaits, what that awaits in its turn, and so on."""
+    found: list[Any] = []
+    while awaitable is not None and not any(awaitable is one for one in found):
+        found.append(awaitable)
+        _, awaitable = _step(awaitable)
+    return found
 
 
 def _step(awaitable: Any) -> tuple[types.FrameType | None, Any]:
