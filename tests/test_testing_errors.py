@@ -534,22 +534,6 @@ async def test_a_receive_after_the_disconnect_that_no_server_answers_is_named(cl
             pass
 
 
-async def test_an_application_that_waits_for_the_client_to_read_is_named(client_of: MakeClient) -> None:
-    async def talks(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        event = await receive()
-        await send({"type": "websocket.send", "text": event["text"]})  # talks
-
-    async with client_of(talks).websocket_connect("/") as ws:
-        await ws.stall(buffer=0)
-        await ws.send_text("hello")
-        with pytest.raises(StuckError, match=f"the application waits for the client to read, at {at('talks')}"):
-            await ws.receive(timeout=0.2)
-        await ws.resume()
-        assert await ws.receive() == "hello"
-
-
 async def test_an_application_that_returned_where_the_server_keeps_the_connection_is_named(
     client_of: MakeClient,
 ) -> None:

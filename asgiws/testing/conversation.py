@@ -274,8 +274,6 @@ class Conversation:
             does = f"waits for ever: it called receive() again after the disconnect, which {server} never answers,"
         elif self.line.receiving:
             does = "itself waits for the client to send,"
-        elif self.line.sending:
-            does = "waits for the client to read,"
         place = self._running.waits_at
         return f"the application {does.rstrip(',')}" if place is None else f"the application {does} at {place}"
 
