@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
+import msgspec
+
+from .components import provider_of
 from .connection import Connection
 from .controllers import found_in
 from .converters import Converter
@@ -18,8 +21,9 @@ from .origins import OriginPolicy
 from .params import DependsMarker
 from .paths import WEBSOCKET
 from .plans import Dependency, Plan, every_dependency
-from .routes import Mount, Route, route_path
+from .routes import Composed, Mount, Route, route_path
 from .routing import Router
+from .signature import name_of
 from .singletons import Singletons
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
 
@@ -102,9 +106,6 @@ class App(Router):
         """The app, for a parameter annotated with `App`."""
         return connection.app
 
-    def __repr__(self) -> str:
-        return f"<App of {len(self.routes)} routes>"
-
     # Registration
 
     def add_middleware(self, cls: Callable[..., ASGIApp], *args: Any, **kwargs: Any) -> None:
@@ -144,25 +145,39 @@ class App(Router):
                 return self._handlers[cls]
         return None
 
-    def _endpoint(self, route: Route | Mount) -> Endpoint:
+    def _add(self, route: Route | Mount) -> None:
         if isinstance(route, Route) and not route.template.segments:
-            raise RouteError("a path starts with '/', got ''", "Write '/'.")
+            if not isinstance(route.handler, Composed):
+                raise RouteError("a path starts with '/', got ''", "Write '/'.")
+            # A controller of hooks alone, and no prefix anywhere.
+            route = msgspec.structs.replace(route, template=self._parse("/"))
+        super()._add(route)
+
+    def _endpoint(self, route: Route | Mount) -> Endpoint:
         if isinstance(route, Route):
             serving = route.serving()
             self._plans += [(route, plan) for plan in serving.plans]
             return serving.endpoint
         if isinstance(route.app, App):
-            route.app.singletons = self.singletons
+            route.app._share(self.singletons)  # noqa: SLF001 - of the same class
 
         async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: App) -> None:
             await host.guard(functools.partial(route.serve, params=params, host=host), scope, receive, send)
 
         return serve
 
+    def _share(self, singletons: Singletons) -> None:
+        """Take the singletons of the app around this one, and so do the apps below."""
+        self.singletons = singletons
+        for route in self.routes:
+            if isinstance(route, Mount) and isinstance(route.app, App):
+                route.app._share(singletons)  # noqa: SLF001 - of the same class
+
     def scan(self, package: str | ModuleType) -> None:
         """Import a package and all modules below it, and include every controller and router that stands in them.
 
-        A router that another one has included already is left out. What is included is told in the log, at DEBUG.
+        A router that this app or another router has included already is left out. What is included is told in the
+        log, at DEBUG.
 
         Args:
             package: Its name, such as "myapp.controllers".
@@ -172,7 +187,7 @@ class App(Router):
             RouteError: There is nothing to include, or a route cannot work.
             SignatureError: A controller cannot work.
         """
-        found = list(found_in(package))
+        found = [one for one in found_in(package) if not isinstance(one, Router) or not one.is_part_of(self)]
         if not found:
             raise RouteError(
                 f"no controller and no router stands in {package!r} or below",
@@ -261,6 +276,7 @@ class App(Router):
         found: dict[Any, Dependency] = {}
         for route, plan in self._plans:
             try:
+                _check_body(plan)
                 needed = list(every_dependency(plan, self.dependency_overrides))
             except SignatureError as error:
                 error.where = " -> ".join(filter(None, (route.where, error.where)))
@@ -317,3 +333,13 @@ class App(Router):
     def lifespan_context(self) -> contextlib.AbstractAsyncContextManager[None]:
         """The app's lifespan, for who mounts it in another framework and runs it in the lifespan of that."""
         return self._life.run()
+
+
+def _check_body(plan: Plan) -> None:
+    """Refuse what is decoded from the body, but has become a component since."""
+    provider = None if plan.body is None else provider_of(plan.body)
+    if provider is not None:
+        raise SignatureError(
+            f"{name_of(plan.body)} was taken for the body of the request, and is the component of {provider.where} now",
+            "Write the component above who asks for it, or mark the parameter with Body().",
+        )

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from .errors import SignatureError, did_you_mean, whereabouts
+from .errors import SignatureError, did_you_mean, told_with, whereabouts
 from .params import CONNECTION, SINGLETON
-from .signature import EMPTY, bare_type, function_of, name_of, returned_type
+from .signature import EMPTY, bare_type, function_of, name_of, returned_type, settle
 
 P = TypeVar("P", bound=Callable[..., Any])
 
@@ -21,8 +21,7 @@ COMPONENT_SCOPES = {"singleton": SINGLETON, "websocket": CONNECTION, "prototype"
 
 _YIELDS = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator)
 _PROVIDERS = "__asgiws_providers__"
-# Types that take no attributes, and protocols: of those every attribute is a part of what is asked of others.
-_elsewhere: dict[type, "list[Provider]"] = {}
+_MADE = "__asgiws_made__"
 
 
 class Provider(msgspec.Struct, frozen=True, eq=False):
@@ -40,6 +39,38 @@ class Provider(msgspec.Struct, frozen=True, eq=False):
     def where(self) -> str:
         """Name and place, for errors."""
         return whereabouts(self.call)
+
+
+class _Providers:
+    """What provides a type.
+
+    Args:
+        made: The type.
+    """
+
+    __slots__ = ("known", "made")
+
+    def __init__(self, made: type) -> None:
+        self.made = made
+        self.known: list[Provider] = []
+
+    def add(self, provider: Provider) -> None:
+        """Add one; it takes the place of its older self, where a module is loaded or a function called again."""
+        same = _identity(provider.call)
+        self.known[:] = [one for one in self.known if _identity(one.call) != same]
+        self.known.append(provider)
+
+    def copy_for(self, made: type) -> "_Providers":
+        """The same for a class that was made out of the type, as `dataclass(slots=True)` does."""
+        copy = _Providers(made)
+        copy.known = [
+            msgspec.structs.replace(one, call=made) if one.call is self.made else one for one in self.known
+        ]  # fmt: skip
+        return copy
+
+
+# Types that take no attributes, and protocols: of those every attribute is a part of what is asked of others.
+_elsewhere: dict[type, _Providers] = {}
 
 
 @overload
@@ -80,13 +111,16 @@ def component(target: Any = None, /, *, scope: str = "singleton", provides: type
                 f"@component stands above a class or a function, got {target!r}",
                 'Its options have names: @component(scope="websocket", provides=Store).',
             )
-        made = provides if provides is not None else _made_by(target)
-        providers: list[Provider] = _providers_of(made)
-        # A module that is loaded again brings its components again.
-        providers[:] = [one for one in providers if _identity(one.call) != _identity(target)]
-        providers.append(Provider(target, COMPONENT_SCOPES[scope]))
-        if inspect.isclass(target):
-            _providers_of(target)[:] = providers[-1:]
+        with told_with(target):
+            _check_instantiable(target)
+            settle(target)
+            made = provides if provides is not None else _made_by(target)
+            provider = Provider(target, COMPONENT_SCOPES[scope])
+            _providers_of(made).add(provider)
+            if inspect.isclass(target):
+                _providers_of(target).known[:] = [provider]
+            elif inspect.isfunction(target):
+                setattr(target, _MADE, made)
         return target
 
     return register if target is None else register(target)
@@ -107,6 +141,13 @@ def provider_of(annotation: Any) -> Provider | None:
     return providers[0] if providers else None
 
 
+def component_of(call: Any) -> tuple[Provider, Any] | None:
+    """For a class or function that is a component, what provides it and the type that asks for it; else None."""
+    made = getattr(call, _MADE, None) if inspect.isfunction(call) else call
+    provider = provider_of(made)
+    return None if provider is None else (provider, made)
+
+
 def near_components(annotation: Any) -> str:
     """A hint to the components of subclasses, for who asks for the base class."""
     near = [one for one in _subclasses(annotation) if _standing(one)]
@@ -125,25 +166,43 @@ def _subclasses(annotation: Any) -> Iterator[type]:
 
 
 def _standing(annotation: Any) -> "list[Provider]":
-    if not isinstance(annotation, type):
-        return []
-    found: list[Provider] = vars(annotation).get(_PROVIDERS) or _elsewhere.get(annotation, [])
-    return found
+    found = _found(annotation) if isinstance(annotation, type) else None
+    return [] if found is None else found.known
 
 
-def _providers_of(made: Any) -> "list[Provider]":
-    """The list of what provides a type, made if there is none."""
+def _found(made: type) -> _Providers | None:
+    """What is written down for a type; None if nothing is."""
+    written: _Providers | None = vars(made).get(_PROVIDERS)
+    if written is not None and written.made is not made:
+        written = written.copy_for(made)
+        setattr(made, _PROVIDERS, written)
+    return written or _elsewhere.get(made)
+
+
+def _providers_of(made: Any) -> _Providers:
+    """What provides a type; written down from now on."""
     if not isinstance(made, type) or made is type(None):
         raise SignatureError(f"a component is of a class, got {made!r}", "Write @component(provides=Class).")
-    if getattr(made, "_is_protocol", False):
-        return _elsewhere.setdefault(made, [])
-    if _PROVIDERS not in vars(made):
-        try:
-            setattr(made, _PROVIDERS, [])
-        except TypeError:
-            return _elsewhere.setdefault(made, [])
-    found: list[Provider] = vars(made)[_PROVIDERS]
+    found = _found(made)
+    if found is None:
+        found = _Providers(made)
+        if getattr(made, "_is_protocol", False):
+            _elsewhere[made] = found
+        else:
+            try:
+                setattr(made, _PROVIDERS, found)
+            except TypeError:
+                _elsewhere[made] = found
     return found
+
+
+def _check_instantiable(target: Any) -> None:
+    if inspect.isclass(target) and (inspect.isabstract(target) or getattr(target, "_is_protocol", False)):
+        name = name_of(target)
+        raise SignatureError(
+            f"nobody can make a {name}: it is abstract",
+            f"Put @component(provides={name}) above a class that can be made, or above a function.",
+        )
 
 
 def _made_by(target: Any) -> Any:
@@ -152,6 +211,8 @@ def _made_by(target: Any) -> Any:
         return target
     annotation = bare_type(returned_type(target))
     function = function_of(target)
+    if inspect.isgeneratorfunction(inspect.unwrap(function)) or inspect.isasyncgenfunction(inspect.unwrap(function)):
+        _check_bare(target)
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         yielded = typing.get_args(annotation) if typing.get_origin(annotation) in _YIELDS else ()
         annotation = bare_type(yielded[0]) if yielded else EMPTY
@@ -159,12 +220,22 @@ def _made_by(target: Any) -> Any:
         raise SignatureError(
             f"the component {name_of(target)!r} does not tell what it makes",
             "Annotate what it returns: `-> Pool`, or `-> AsyncIterator[Pool]` if it yields.",
-            whereabouts(target),
         )
     return annotation
 
 
+def _check_bare(target: Any) -> None:
+    if hasattr(target, "__wrapped__"):
+        raise SignatureError(
+            f"the component {name_of(target)!r} is a generator behind a decorator",
+            "Leave @contextmanager or @asynccontextmanager out: a component is the bare generator.",
+        )
+
+
 def _identity(call: Any) -> tuple[Any, ...]:
-    """What stays the same when a module is loaded again; two of one name inside a function are two."""
+    """What stays the same when a module is loaded again, or the function called that has it inside."""
     name = getattr(call, "__qualname__", "")
-    return (getattr(call, "__module__", None), name) if name and "<locals>" not in name else (id(call),)
+    if not name:
+        return (id(call),)
+    # Of one name inside one function there may be two.
+    return getattr(call, "__module__", None), name, whereabouts(call) if "<locals>" in name else None

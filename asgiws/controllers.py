@@ -15,14 +15,14 @@ import msgspec
 from .converters import Converter
 from .dependencies import Solved
 from .endpoints import check_handler, endpoint_for, websocket_endpoint
-from .errors import RouteError, SignatureError, did_you_mean, whereabouts
+from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, told_with, whereabouts
 from .hooks import Messages, attended, connecting, method_parameters, receiver
 from .injection import Planner, with_connection
 from .log import logger
 from .params import CONNECTION, SINGLETON, DependsMarker
-from .plans import Dependency, told_with
+from .plans import Dependency
 from .routes import Composed, Serving
-from .routing import CONTROLLER, Router, method_names
+from .routing import CONTROLLER, Router, checked, method_names
 from .signature import name_of
 from .states import CONNECTED, CONNECTING
 from .types import Handler
@@ -55,7 +55,7 @@ def websocket(
     dependencies: Iterable[DependsMarker] | None = None,
 ) -> Callable[[H], H]:
     """Serve WebSockets at a path below the controller's prefix by a method; the arguments are `Router.websocket`'s."""
-    return _above("websocket", (), path, name, dependencies)
+    return _above("websocket", (), path, name, dependencies, "websocket")
 
 
 def route(
@@ -66,19 +66,19 @@ def route(
     dependencies: Iterable[DependsMarker] | None = None,
 ) -> Callable[[H], H]:
     """Serve HTTP requests at a path below the controller's prefix by a method; the arguments are `Router.route`'s."""
-    return _above("http", method_names(methods, path), path, name, dependencies)
+    return _above("http", method_names(methods, path), path, name, dependencies, "route")
 
 
 def get(path: str, *, name: str | None = None, dependencies: Iterable[DependsMarker] | None = None) -> Callable[[H], H]:
     """Serve GET, and HEAD, by a method of a controller; see `route`."""
-    return _above("http", ("GET",), path, name, dependencies)
+    return _above("http", ("GET",), path, name, dependencies, "get")
 
 
 def post(
     path: str, *, name: str | None = None, dependencies: Iterable[DependsMarker] | None = None
 ) -> Callable[[H], H]:
     """Serve POST by a method of a controller; see `route`."""
-    return _above("http", ("POST",), path, name, dependencies)
+    return _above("http", ("POST",), path, name, dependencies, "post")
 
 
 def _above(
@@ -87,12 +87,13 @@ def _above(
     path: str,
     name: str | None,
     dependencies: Iterable[DependsMarker] | None,
+    decorator: str,
 ) -> Callable[[H], H]:
     if not isinstance(path, str):
         raise RouteError(
-            f"a method needs a path, got {path!r}", "Write @websocket('/path') above it, with the parentheses."
+            f"a method needs a path, got {path!r}", f"Write @{decorator}('/path') above it, with the parentheses."
         )
-    mark = _MethodRoute(kind, methods, path, name, tuple(dependencies or ()))
+    mark = _MethodRoute(kind, methods, path, name, checked(dependencies))
 
     def register(function: H) -> H:
         setattr(function, _ROUTES, (*getattr(function, _ROUTES, ()), mark))
@@ -152,10 +153,12 @@ def controller(
             f"there is no scope {scope!r} of controllers", f"Known: {known}.{did_you_mean(str(scope), _SCOPES)}"
         )
 
+    before = checked(dependencies)
+
     def register(cls: C) -> C:
         if not inspect.isclass(cls):
             raise SignatureError(f"@controller stands above a class, got {name_of(cls)!r}", "Use @app.websocket(path).")
-        setattr(cls, CONTROLLER, ControllerMark(prefix, _SCOPES[scope], tuple(dependencies)))
+        setattr(cls, CONTROLLER, ControllerMark(prefix, _SCOPES[scope], before))
         return cls
 
     return register
@@ -181,22 +184,27 @@ class ControllerMark(msgspec.Struct, frozen=True):
             RouteError: A path cannot work.
             SignatureError: The class has nothing to serve, or a method cannot work.
         """
-        members = _Members(cls)
         with told_with(cls):
+            members = _Members(cls)
             members.check()
-        router = Router(
-            "" if self.prefix == "/" else self.prefix, dependencies=self.dependencies, converters=converters
-        )
+            router = Router(
+                "" if self.prefix == "/" else self.prefix, dependencies=self.dependencies, converters=converters
+            )
         for name, function, mark in members.routes:
+            where = whereabouts(function)
             with told_with(function):
                 check_handler(function, mark.kind)
-            router.add(
-                mark.kind, mark.methods, mark.path, _Method(cls, self.lifetime, members, function),
-                name=mark.name or name, where=whereabouts(function), dependencies=mark.dependencies,
-            )  # fmt: skip
+            try:
+                router.add(
+                    mark.kind, mark.methods, mark.path, _Method(cls, self.lifetime, members, function),
+                    name=mark.name or name, where=where, dependencies=mark.dependencies,
+                )  # fmt: skip
+            except RegistrationError as error:
+                error.where = error.where or where
+                raise
         if not members.serves_websockets and (members.receives or "on_connect" in members.hooks):
             router.add(
-                "websocket", (), "/" if self.prefix in ("", "/") else "", _Conversation(cls, self.lifetime, members),
+                "websocket", (), "/" if self.prefix == "/" else "", _Conversation(cls, self.lifetime, members),
                 name=cls.__name__, where=whereabouts(cls),
             )  # fmt: skip
         return router
@@ -259,7 +267,8 @@ class _Members:
 def _inherited(cls: type, name: str, mark: str) -> tuple[Any, ...]:
     """What stands above a method, here or above one that it overrides."""
     for base in cls.__mro__:
-        found: tuple[Any, ...] = getattr(vars(base).get(name), mark, ())
+        written = vars(base).get(name)
+        found: tuple[Any, ...] = getattr(written, mark, ()) or getattr(getattr(written, "__func__", None), mark, ())
         if found:
             return found
     return ()
@@ -370,8 +379,15 @@ def found_in(package: str | ModuleType) -> Iterator[Any]:
 
     Args:
         package: Its name, or the module itself.
+
+    Raises:
+        RouteError: There can be no module of that name.
     """
-    name = package if isinstance(package, str) else package.__name__
+    name = package.__name__ if isinstance(package, ModuleType) else package
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise RouteError(
+            f"{name!r} is no name of a package", "Write it as an import does: app.scan('myapp.controllers')."
+        )
     modules = list(_modules(name))
     seen: set[int] = set()
     for module in modules:
@@ -384,7 +400,7 @@ def found_in(package: str | ModuleType) -> Iterator[Any]:
 def _is_found(value: Any, name: str) -> bool:
     if isinstance(value, type):
         return CONTROLLER in vars(value) and f"{value.__module__}.".startswith((f"{name}.", "__main__."))
-    return isinstance(value, Router) and not callable(value) and not value.included
+    return isinstance(value, Router) and not callable(value)
 
 
 def _modules(name: str) -> Iterator[ModuleType]:

@@ -61,28 +61,31 @@ async def solved(
         AnsweredError: A dependency ended the connection.
     """
     refusal: BaseException | None = None
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            found = Solved(connection, owner, stack, outer)
-            if plan.handshake and isinstance(connection, Session):
-                found.handshake = await stack.enter_async_context(until_answered(connection))
+    try:
+        async with contextlib.AsyncExitStack() as stack:
             try:
-                found.arguments = await found.solve(plan)
-            finally:
+                found = Solved(connection, owner, stack, outer)
+                if plan.handshake and isinstance(connection, Session):
+                    found.handshake = await stack.enter_async_context(until_answered(connection))
+                try:
+                    found.arguments = await found.solve(plan)
+                finally:
+                    if found.handshake is not None:
+                        stack.push_async_exit(found.handshake.finish)
                 if found.handshake is not None:
-                    stack.push_async_exit(found.handshake.finish)
-            if found.handshake is not None:
-                found.handshake.solved()
-            if found.expires is not None:
-                stack.enter_context(_until(found.expires))
-        except BaseException as error:
-            refusal = error
-            raise
-        yield found
-    # A cancellation that the clean-up was shielded from comes here, not into the close.
-    await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
-    if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
-        raise RuntimeError("a dependency cancelled the next one") if is_cancellation(refusal) else refusal
+                    found.handshake.solved()
+                if found.expires is not None:
+                    stack.enter_context(_until(found.expires))
+            except BaseException as error:
+                refusal = error
+                raise
+            yield found
+        # A cancellation that the clean-up was shielded from comes here, not into the close.
+        await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
+        if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
+            raise RuntimeError("a dependency cancelled the next one") if is_cancellation(refusal) else refusal
+    finally:
+        refusal = None  # it knows this frame: none of the two would be freed
 
 
 class Solved:

@@ -246,7 +246,9 @@ async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
 async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: str) -> bool:
     """End a connection whose handler raised; True if the exception must be raised again."""
     if hasattr(ws, "concluded") and ws.concluded[0] is error:
-        return ws.concluded[1]
+        _, again = ws.concluded
+        del ws.concluded  # the exception knows the WebSocket: none of the two would be freed
+        return again
     cause = _cause(error)
     if isinstance(cause, AnsweredError):
         return False

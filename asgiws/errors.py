@@ -16,10 +16,12 @@
 A text says what was found, where, what is allowed and how to mend it.
 """
 
+import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .codes import check_code, cut_reason
@@ -215,21 +217,43 @@ def whereabouts(handler: Any) -> str:
     target = inspect.unwrap(handler)
     name = getattr(target, "__qualname__", type(target).__qualname__).replace(".<locals>", "")
     module = getattr(target, "__module__", "") or ""
-    code = _code_of(target)
     label = f"{module.rpartition('.')[2]}.{name}" if module else name
-    if code is None:
+    file, line = _place_of(target)
+    if not file:
         return label
-    file = code.co_filename
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 - pathlib is slow to import
-    return f"{label}, {file.removeprefix(here)}:{code.co_firstlineno}"
+    return f"{label}, {file.removeprefix(here)}:{line}" if line else f"{label}, {file.removeprefix(here)}"
 
 
-def _code_of(target: Any) -> Any:
-    """The code that tells where something stands: its own, that of the class of an object, a class's first method."""
+@contextlib.contextmanager
+def told_with(handler: Any) -> Iterator[None]:
+    """Add a handler and its place to what a RegistrationError tells."""
+    try:
+        yield
+    except RegistrationError as error:
+        error.where = " -> ".join(filter(None, (whereabouts(handler), error.where)))
+        raise
+
+
+def _place_of(target: Any) -> tuple[str, int | None]:
+    """File and line of a function, of what an object is called with, of a class or its first method."""
     if inspect.isclass(target):
-        own = (getattr(one, "__code__", None) for one in vars(target).values())
-        return next((code for code in own if code is not None), None)
-    return getattr(target, "__code__", None) or getattr(getattr(type(target), "__call__", None), "__code__", None)  # noqa: B004
+        return _place_of_class(target)
+    call = getattr(type(target), "__call__", None)  # noqa: B004 - its code is wanted
+    code = getattr(target, "__code__", None) or getattr(call, "__code__", None)
+    return ("", None) if code is None else (code.co_filename, code.co_firstlineno)
+
+
+def _place_of_class(target: type) -> tuple[str, int | None]:
+    file = getattr(sys.modules.get(target.__module__), "__file__", None) or ""
+    own = (getattr(one, "__code__", None) for one in vars(target).values())
+    # Not that of methods which a decorator wrote, such as dataclass.
+    lines = (code.co_firstlineno for code in own if code is not None and file in ("", code.co_filename))
+    line = next(lines, None)
+    if line is None and file:
+        with contextlib.suppress(OSError, TypeError):
+            line = inspect.getsourcelines(target)[1]
+    return file, line
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

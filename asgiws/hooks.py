@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from .converters import Converter
 from .dependencies import Solved, solved
 from .endpoints import conclude
-from .errors import SignatureError
+from .errors import SignatureError, told_with
 from .injection import Planner, connection_class, with_connection
 from .log import logger
 from .messages import MessageDecoder, decoder_for
 from .params import MESSAGE
-from .plans import Dependency, Plan, itself, style_of, told_with
+from .plans import Dependency, Plan, itself, style_of
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .streams import closed_at_the_end, send_item
 from .types import Handler
@@ -82,6 +82,7 @@ def attended(controller: Dependency, function: Handler, where: str) -> Dependenc
             try:
                 await conclude(ws, ws.app, where, failure)
             finally:
+                failure = None  # it knows this frame: none of the two would be freed
                 await _say_farewell(ws, controller)
 
     async def _say_farewell(ws: WebSocket[Any, Any], controller: Any) -> None:

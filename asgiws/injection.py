@@ -13,14 +13,14 @@ from typing import Any
 
 import msgspec
 
-from .components import Provider, near_components, provider_of
+from .components import Provider, component_of, near_components, provider_of
 from .connection import Connection
 from .converters import Converter
-from .errors import SignatureError
+from .errors import SignatureError, told_with
 from .http import Request
 from .messages import MessageDecoder, decoder_for
 from .params import CONNECTION, HANDSHAKE, MESSAGE, REQUIRED, SINGLETON, DependsMarker, Marker
-from .plans import Dependency, Plan, itself, style_of, told_with
+from .plans import Dependency, Plan, itself, style_of
 from .signature import EMPTY, Parameter, name_of, parameters_of
 from .types import Handler
 from .values import Read, body_reader, check_decodable, path_reader, struct_reader, value_reader
@@ -87,6 +87,7 @@ class Planner:
         lifetime: How long that lives which the function makes; a handler's is the connection.
         chain: Who needs it, from the handler down.
         bodies: Who takes the body, as function and parameter: one takes it however many depend on that one.
+        planned: The planners of what is planned already, by function and lifetime, with what they planned.
         explicit: The parameters are those of a component: without a marker, only an annotation says where one is from.
 
     Attributes:
@@ -103,6 +104,7 @@ class Planner:
         lifetime: int = CONNECTION,
         chain: tuple[Handler, ...] = (),
         bodies: set[tuple[int, str]] | None = None,
+        planned: "dict[Any, tuple[Planner, Plan]] | None" = None,
         explicit: bool = False,
     ) -> None:
         self.kind = kind
@@ -111,9 +113,11 @@ class Planner:
         self.lifetime = lifetime
         self.chain = chain
         self.bodies: set[tuple[int, str]] = set() if bodies is None else bodies
+        self.planned: dict[Any, tuple[Planner, Plan]] = {} if planned is None else planned
         self.explicit = explicit
         self.owner = 0
         self.takes_body = False
+        self.unmarked_body: Any = None
         self.handshake = False
         self.decoder: MessageDecoder | None = None
         self.outliving: list[Dependency] = []
@@ -142,7 +146,8 @@ class Planner:
             elif not self._keeps_default(parameter):
                 steps.append((parameter.name, self.read(parameter)))
         return Plan(
-            tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body, handshake=self.handshake,
+            tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body, body=self.unmarked_body,
+            handshake=self.handshake,
         )  # fmt: skip
 
     # Dependencies
@@ -167,10 +172,21 @@ class Planner:
                 f"Depends({name_of(call)}, thread=True) is async",
                 "A thread is for a plain function or generator that blocks: leave thread=True out.",
             )
+        made = component_of(call)
+        if made is not None:
+            return self._as_component(marker, *made)
         lifetime = marker.scope
         if lifetime is None:
             lifetime = MESSAGE if self.lifetime == MESSAGE else CONNECTION
         return self.need(call, lifetime, use_cache=marker.use_cache, thread=marker.thread)
+
+    def _as_component(self, marker: DependsMarker, provider: Provider, asked_as: Any) -> Dependency:
+        if marker.scope is not None or marker.thread or not marker.use_cache:
+            raise SignatureError(
+                f"Depends({name_of(marker.dependency or asked_as)}) is a component, which has a scope of its own",
+                "Leave scope=, thread= and use_cache= out here.",
+            )
+        return self.component(provider, asked_as)
 
     def component(self, provider: Provider, asked_as: Any) -> Dependency:
         """A component, planned; one that is a singleton when the app starts."""
@@ -225,21 +241,26 @@ class Planner:
                 f"a dependency needs itself: {' -> '.join(name_of(one) for one in chain)}",
                 "Take one of them out of the circle.",
             )
-        below = Planner(
-            self.kind, self.path, body=self.body, lifetime=lifetime, chain=chain, bodies=self.bodies, explicit=explicit,
-        )  # fmt: skip
-        with told_with(call):
-            plan = below.plan(parameters_of(call), (), call)
+        key = id(call), lifetime, explicit
+        if key not in self.planned:
+            below = Planner(
+                self.kind, self.path, body=self.body, lifetime=lifetime, chain=chain, bodies=self.bodies,
+                planned=self.planned, explicit=explicit,
+            )  # fmt: skip
+            with told_with(call):
+                self.planned[key] = below, below.plan(parameters_of(call), (), call)
+        below, plan = self.planned[key]
         self.take_over(below)
         return plan
 
     def below(self) -> "Planner":
         """A planner for a function that is run in the name of this one, such as a hook."""
-        return Planner(self.kind, self.path, body=self.body, bodies=self.bodies)
+        return Planner(self.kind, self.path, body=self.body, bodies=self.bodies, planned=self.planned)
 
     def take_over(self, below: "Planner") -> None:
         """Take over what planning something below has found."""
         self.takes_body |= below.takes_body
+        self.unmarked_body = self.unmarked_body or below.unmarked_body
         self.handshake |= below.handshake
         self.decoder = self.decoder or below.decoder
         if self.lifetime == MESSAGE:
@@ -375,6 +396,8 @@ class Planner:
     def _from_body(self, parameter: Parameter) -> Read:
         self.bodies.add((self.owner, parameter.name))
         self.takes_body = True
+        if parameter.marker is None:
+            self.unmarked_body = parameter.bare
         if self.kind != "http" or not self.body:
             raise SignatureError(
                 f"parameter {parameter.name!r} is marked as Body(), but nothing here has a body",

@@ -1,12 +1,11 @@
 """What is planned once and run for each connection: where the arguments of a function come from."""
 
-import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from .connection import Connection
-from .errors import ParameterError, ParameterProblem, SignatureError, whereabouts
+from .errors import ParameterError, ParameterProblem, SignatureError, told_with
 from .messages import MessageDecoder
 from .params import CONNECTION, SINGLETON
 from .signature import function_of, name_of
@@ -26,11 +25,12 @@ class Plan:
         dependencies: What must be run before, by the name of the parameter that it fills; None if it fills none.
         decoder: For the `In` of a `WebSocket[In, Out]`; None if the handler declares none.
         needs_body: Whether the request's body must have been read before.
+        body: The class that an unmarked parameter has and the body is decoded to; None if there is none.
         takes_websocket: Whether the handler gets the WebSocket, and so may read from it.
         handshake: Whether something below lives until the handshake is answered.
     """
 
-    __slots__ = ("decoder", "dependencies", "handshake", "needs_body", "steps", "takes_websocket")
+    __slots__ = ("body", "decoder", "dependencies", "handshake", "needs_body", "steps", "takes_websocket")
 
     def __init__(
         self,
@@ -39,12 +39,14 @@ class Plan:
         decoder: MessageDecoder | None = None,
         *,
         needs_body: bool = False,
+        body: Any = None,
         handshake: bool = False,
     ) -> None:
         self.steps = steps
         self.dependencies = dependencies
         self.decoder = decoder
         self.needs_body = needs_body
+        self.body = body
         self.takes_websocket = any(read is itself for _, read in steps)
         self.handshake = handshake
 
@@ -138,8 +140,17 @@ class Dependency:
         if overrides and self.replace is not None:
             for key in (self.asked_as, self.key):
                 if key is not None and key in overrides:
+                    _check_override(key, overrides[key])
                     return self.replace(overrides[key])
         return self
+
+
+def _check_override(key: Any, function: Any) -> None:
+    if not callable(function):
+        raise SignatureError(
+            f"dependency_overrides[{name_of(key)}] is no function, but {function!r}",
+            f"Write a function that gives it: app.dependency_overrides[{name_of(key)}] = lambda: value.",
+        )
 
 
 def style_of(call: Handler) -> str:
@@ -154,31 +165,41 @@ def style_of(call: Handler) -> str:
     return "coroutine" if inspect.iscoroutinefunction(function) else "function"
 
 
-@contextlib.contextmanager
-def told_with(handler: Handler) -> Iterator[None]:
-    """Add a handler and its place to what a SignatureError tells."""
-    try:
-        yield
-    except SignatureError as error:
-        error.where = " -> ".join(filter(None, (whereabouts(handler), error.where)))
-        raise
-
-
 def every_dependency(
     plan: Plan,
     overrides: Mapping[Any, Handler],
-    chain: tuple[Any, ...] = (),
+    chain: tuple[Dependency, ...] = (),
 ) -> Iterator[Dependency]:
-    """All that a plan depends on, at any depth, what is needed before what needs it.
+    """All that a plan depends on, at any depth and once, what is needed before what needs it.
+
+    Args:
+        plan: The plan.
+        overrides: What stands in the place of which.
+        chain: Who needs the plan, from the outside in.
 
     Raises:
-        SignatureError: A singleton cannot be made, or an override leads back to what it replaces.
+        SignatureError: A singleton cannot be made, or something needs itself.
     """
-    for _, given in plan.dependencies:
-        dependency = given.overridden(overrides)
-        plan = dependency.plan  # refuses a circle by itself, but for one that comes of the overrides
-        if dependency.key in chain:
-            names = " -> ".join(name_of(one) for one in (*chain, dependency.call))
-            raise SignatureError(f"a dependency needs itself: {names}", "Take one of them out of the overrides.")
-        yield from every_dependency(plan, overrides, (*chain, dependency.key))
-        yield dependency
+    done: set[Any] = set()
+
+    def below(plan: Plan, chain: tuple[Dependency, ...]) -> Iterator[Dependency]:
+        for _, given in plan.dependencies:
+            dependency = given.overridden(overrides)
+            needs = dependency.plan  # refuses a circle by itself, but for one that comes of the overrides
+            if any(one.key == dependency.key for one in chain):
+                raise _circle((*chain, dependency), overrides)
+            kind = dependency.key, dependency.lifetime, dependency.use_cache
+            if kind not in done:
+                with told_with(dependency.call):
+                    yield from below(needs, (*chain, dependency))
+                done.add(kind)
+                yield dependency
+
+    return below(plan, chain)
+
+
+def _circle(chain: tuple[Dependency, ...], overrides: Mapping[Any, Handler]) -> SignatureError:
+    names = " -> ".join(name_of(one.call) for one in chain)
+    replaced = any(one.call is other for one in chain for other in overrides.values())
+    out = "overrides" if replaced else "circle"
+    return SignatureError(f"a dependency needs itself: {names}", f"Take one of them out of the {out}.")

@@ -1,5 +1,6 @@
 """Routers: what is registered where, and which of it serves a connection."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -49,10 +50,19 @@ class Router:
                     else "Subclass asgiws.converters.Converter.",
                 )
         self.routes: list[Route | Mount] = []
-        self._dependencies = _checked(dependencies)
+        self._dependencies = checked(dependencies)
         self._prefix = self._parse_prefix(prefix)
         self._tree: PathTree[tuple[Any, Endpoint | None]] = PathTree()
-        self.included = False
+        self._included = False
+        self._parents: weakref.WeakSet[Router] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        below = f" below {self._prefix.text!r}" if self._prefix.text else ""
+        return f"<{type(self).__name__} of {len(self.routes)} routes{below}>"
+
+    def is_part_of(self, app: "Router") -> bool:
+        """Whether the router is included already, into an app or into a router that will be."""
+        return any(parent is app or not callable(parent) for parent in self._parents)
 
     # Registration
 
@@ -150,7 +160,7 @@ class Router:
                 f"a route needs a path, got {path!r}", "Write @app.websocket('/path'), with the parentheses."
             )
 
-        before = _checked(dependencies)
+        before = checked(dependencies)
 
         def register(handler: H) -> H:
             where = whereabouts(handler)
@@ -200,10 +210,7 @@ class Router:
         for one in controllers_or_routers:
             mark = vars(one).get(CONTROLLER) if isinstance(one, type) else None
             if mark is None and not isinstance(one, Router):
-                raise RouteError(
-                    f"include() takes controllers and routers, got {one!r}",
-                    "Put @controller('/path') above the class, or register a function with @app.websocket('/path').",
-                )
+                raise _not_included(one)
             router = one if mark is None else mark.router(one, self.converters)
             self.include_router(router, prefix, dependencies)
 
@@ -231,7 +238,7 @@ class Router:
         if router is self:
             raise RouteError("a router cannot include itself")
         before = self._parse_prefix(prefix).under(self._prefix)
-        added = _checked(dependencies)
+        added = checked(dependencies)
         for route in router.routes:
             try:
                 moved = msgspec.structs.replace(route, template=route.template.under(before))
@@ -241,7 +248,8 @@ class Router:
             except RegistrationError as error:
                 error.where = error.where or getattr(route, "where", "")
                 raise
-        router.included = True
+        router._included = True  # noqa: SLF001 - of the same class
+        router._parents.add(self)  # noqa: SLF001 - same
 
     def mount(self, path: str, app: ASGIApp, name: str = "") -> None:
         """Hand all connections at a path and below it to an ASGI application.
@@ -272,7 +280,7 @@ class Router:
 
     def _add(self, route: Route | Mount) -> None:
         """Take a route in; raises and changes nothing if it cannot work."""
-        if self.included:
+        if self._included:
             raise RouteError(
                 f"the route {route.path!r} comes too late: its router is already included",
                 "Register every route of a router before you include it.",
@@ -331,7 +339,22 @@ class Router:
         )
 
 
-def _checked(dependencies: Iterable[DependsMarker] | None) -> tuple[DependsMarker, ...]:
+def _not_included(one: Any) -> RouteError:
+    cls = type(one)
+    if CONTROLLER in vars(cls):
+        return RouteError(
+            f"include() takes controllers and routers, got an object of the controller {cls.__name__}",
+            f"Pass the class, include({cls.__name__}): each connection has an object of its own.",
+        )
+    return RouteError(
+        f"include() takes controllers and routers, got {one!r}",
+        "Put @controller('/path') above the class, or register a function with @app.websocket('/path').",
+        whereabouts(one) if callable(one) else "",
+    )
+
+
+def checked(dependencies: Iterable[DependsMarker] | None) -> tuple[DependsMarker, ...]:
+    """What stands in `dependencies=`; raises SignatureError if it is no list of Depends."""
     if dependencies is None:
         return ()
     found = tuple(dependencies) if isinstance(dependencies, Iterable) else (dependencies,)

@@ -1,5 +1,6 @@
 """A handler's signature, taken apart: each parameter's name, type, default and marker."""
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -102,6 +103,18 @@ def returned_type(function: Handler) -> Any:
         SignatureError: An annotation is unknown.
     """
     return _hints(inspect.unwrap(function_of(function))).get("return", EMPTY)
+
+
+def settle(function: Handler) -> None:
+    """Evaluate the annotations of what stands in a function while the names of that are known.
+
+    One that names what is written further down is left as it is.
+    """
+    function = inspect.unwrap(function_of(function))
+    written = getattr(function, "__annotations__", {})
+    if "<locals>" in getattr(function, "__qualname__", "") and any(isinstance(one, str) for one in written.values()):
+        with contextlib.suppress(SignatureError):
+            function.__annotations__ = _hints(function)
 
 
 def _hints(function: Any) -> dict[str, Any]:

@@ -105,8 +105,8 @@ def says(text: str, *parts: str) -> bool:
 
 
 def line_of(function: Any) -> str:
-    """Where a function or class of this file stands, as errors tell."""
-    return f"{pathlib.Path(__file__).name}:{inspect.getsourcelines(function)[1]}"
+    """Where a function or class stands, as errors tell."""
+    return f"{pathlib.Path(inspect.getfile(function)).name}:{inspect.getsourcelines(function)[1]}"
 
 
 @pytest.fixture
@@ -888,7 +888,60 @@ async def test_annotations_may_be_strings(module: Callable[..., ModuleType]) -> 
     assert service.all[2] is written.app
 
 
+async def test_annotations_may_be_strings_in_the_function_that_makes_the_app(
+    module: Callable[..., ModuleType],
+) -> None:
+    written = module(
+        "factory_of_strings",
+        """
+        from __future__ import annotations
+        from asgiws import App, WebSocket, component
+
+        def create_app(seen):
+            @component
+            class Store: ...
+
+            @component
+            class Service:
+                def __init__(self, store: Store) -> None:
+                    self.store = store
+
+            @component(scope="websocket")
+            class Session:
+                def __init__(self, store: Store) -> None:
+                    self.store = store
+
+            app = App()
+
+            @app.websocket("/")
+            async def handler(ws: WebSocket, session: Session, service: Service, store: Store) -> None:
+                await ws.accept()
+                seen.append((session.store, service.store, store))
+
+            return app
+        """,
+    )
+    seen: Given = []
+    await connect(written.create_app(seen))
+    assert len(set(seen[0])) == 1
+
+
 # What Depends makes of a component
+
+
+@pytest.mark.parametrize("scope", ["singleton", "websocket"])
+async def test_depends_on_a_component_gives_that_component(scope: str) -> None:
+    """A FastAPI user writes `Depends()`: that must not make a second object, nor let the client fill its defaults."""
+
+    @component(scope=scope)
+    class Rooms:
+        def __init__(self, debug: bool = False) -> None:
+            self.debug = debug
+
+    app, given = asking(Annotated[Rooms, Depends()], Annotated[Rooms, Depends(Rooms)], Rooms)
+    await connect(app, query="debug=true")
+    assert [one.debug for one in given[0]] == [False] * 3
+    assert len(set(given[0])) == 1
 
 
 async def test_a_class_that_is_no_component_is_made_by_depends_as_ever() -> None:
@@ -996,6 +1049,15 @@ UNTOLD = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("make", UNTOLD, ids=lambda make: make.__name__)
+async def test_a_function_that_does_not_tell_what_it_makes_is_refused_with_its_place(make: Callable[[], Any]) -> None:
+    provider = make()
+    with pytest.raises(SignatureError) as caught:
+        component(provider)
+    assert "provider" in str(caught.value)
+    assert line_of(inspect.unwrap(provider)) in str(caught.value)
+
+
 async def test_a_function_without_an_annotation_is_told_how_to_get_one() -> None:
     with pytest.raises(SignatureError) as caught:
         component(unannotated())
@@ -1016,6 +1078,40 @@ async def test_a_function_without_an_annotation_may_be_told_what_it_provides() -
     app, given = asking(Wanted)
     await connect(app)
     assert given == [(made,)]
+
+
+@pytest.mark.parametrize("provides", ["Store", list[int], Part | None, None.__class__, 3], ids=str)
+async def test_what_is_no_class_cannot_be_provided(provides: Any) -> None:
+    class Memory:
+        def __init__(self) -> None: ...
+
+    with pytest.raises(SignatureError) as caught:
+        component(provides=provides)(Memory)
+    assert says(str(caught.value), "a component is of a class, got", "Memory", line_of(Memory.__init__))
+
+
+async def test_what_cannot_be_instantiated_is_refused() -> None:
+    class Abstract(abc.ABC):
+        @abc.abstractmethod
+        def put(self) -> None: ...
+
+    for cls in (Abstract, Store):
+        with pytest.raises(SignatureError) as caught:
+            component(cls)
+        assert says(str(caught.value), cls.__name__, "provides=")
+
+
+async def test_a_decorator_that_makes_another_class_does_not_make_a_component_of_the_first() -> None:
+    """`slots=True` makes a second class, with all that was written on the first."""
+
+    @dataclasses.dataclass(slots=True)
+    @component
+    class Data:
+        n: int = 1
+
+    app, given = asking(Data)
+    await connect(app)
+    assert type(given[0][0]) is Data
 
 
 # Refused where it is asked for
@@ -1188,7 +1284,43 @@ async def test_a_marked_parameter_of_the_type_of_a_component_is_the_clients() ->
     assert [one.debug for one in given[0]] == [True, False]
 
 
+async def test_the_text_names_the_file_of_classes_that_have_no_method_of_their_own() -> None:
+    class Missing: ...
+
+    @component
+    @dataclasses.dataclass
+    class Data:
+        missing: Missing
+
+    @component
+    class Record(msgspec.Struct):
+        missing: Missing
+
+    @component
+    class Pair(NamedTuple):
+        missing: Missing
+
+    for cls in (Data, Record, Pair):
+        assert says(await refusal(cls), f"{cls.__name__}, ", line_of(cls).partition(":")[0])
+
+
 # In which order things are written
+
+
+async def test_a_provider_that_comes_after_the_handler_never_leaves_the_parameter_to_the_client() -> None:
+    class Settings(msgspec.Struct):
+        debug: bool = False
+
+    app, given = asking(Settings, kind="http")
+
+    @component
+    def settings() -> Settings:
+        return Settings()
+
+    with contextlib.suppress(SignatureError):  # to be refused at start is fine
+        async with app.lifespan_context():
+            await request(app, "POST", "/", body=b'{"debug": true}')
+    assert given in ([], [(Settings(debug=False),)])
 
 
 async def test_components_may_be_written_in_any_order_after_those_who_need_them() -> None:
@@ -1236,6 +1368,24 @@ async def test_a_module_that_is_loaded_again_brings_its_components_again(module:
     await connect(app)
     assert given[0][0].version == 2
     assert type(given[0][1]) is services.Pool is not first_pool
+
+
+async def test_a_function_that_makes_apps_may_be_called_twice() -> None:
+    class Wanted: ...
+
+    def create_app(version: int) -> tuple[App, Given]:
+        @component(provides=Wanted)
+        class Memory:
+            def __init__(self) -> None:
+                self.version = version
+
+        return asking(Wanted)
+
+    first, of_first = create_app(1)
+    second, of_second = create_app(2)
+    await connect(first)
+    await connect(second)
+    assert (of_first[0][0].version, of_second[0][0].version) == (1, 2)
 
 
 async def test_what_provides_a_type_is_forgotten_with_it() -> None:

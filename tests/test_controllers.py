@@ -1,4 +1,4 @@
-"""Controllers: what serves which path, with which object, and what is refused at registration.
+"""Controllers: methods with a path, an object per connection or one for all, inheritance, include, what is refused.
 
 The hooks have a file of their own, and so has `scan`.
 """
@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 import anyio
@@ -534,6 +534,17 @@ def test_the_path_of_a_controller_of_hooks_alone_is_its_prefix(given: str, paths
     assert [one.path for one in app_of(Chat).routes] == paths
 
 
+async def test_a_controller_of_hooks_alone_without_a_prefix_stands_at_that_of_the_include() -> None:
+    @controller()
+    class Chat:
+        async def on_message(self, message: str) -> str:
+            return message
+
+    app = App()
+    app.include(Chat, prefix="/chat")
+    assert (await talk(app, "/chat", "hello")).texts == ["hello"]
+
+
 async def test_converters_of_the_app_serve_its_controllers() -> None:
     class Even(Converter[int]):
         produces = int
@@ -954,11 +965,15 @@ class Live(FakeServer):
         """Serve it to its end."""
         await app(self.scope, self.receive, self.send)
 
+    async def heard(self, count: int) -> None:
+        """Wait until so many texts have come."""
+        await self.until(lambda server: len(server.texts) >= count)
+
     async def ask(self, message: str) -> str:
         """Say something and wait for the answer."""
-        before = len(self.texts)
+        count = len(self.texts) + 1
         self.say(message)
-        await self.until(lambda server: len(server.texts) > before)
+        await self.heard(count)
         return self.texts[-1]
 
 
@@ -1011,6 +1026,41 @@ async def test_each_connection_has_an_object_which_is_released_when_it_ends(endi
         await soon(lambda: living() == 1)
         assert await two.ask("x") == "2"
     assert living() == 0
+
+
+@pytest.mark.parametrize("hook", [True, False], ids=["on_disconnect", "no hook"])
+@pytest.mark.parametrize("ending", ["the loop ends", "a disconnect escapes", "refused"])
+async def test_an_object_is_released_without_the_garbage_collector(ending: str, hook: bool) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Own:
+        def __init__(self) -> None:
+            alive.add(self)
+
+        @websocket("/")
+        async def method(self, ws: WebSocket) -> None:
+            if ending == "refused":
+                raise HTTPException(401)
+            await ws.accept()
+            if ending == "the loop ends":
+                async for _ in ws.iter_text():
+                    assert len(alive) == 1
+                return
+            while True:
+                await ws.receive_text()
+
+    class Hooked(Own):
+        def on_disconnect(self) -> None:
+            pass
+
+    app = app_of(controller("/")(Hooked if hook else Own))
+    gc.collect()
+    gc.disable()
+    try:
+        await talk(app, "/", "hello")
+        assert len(alive) == 0
+    finally:
+        gc.enable()
 
 
 async def test_a_singleton_is_one_object_for_all_connections() -> None:
@@ -1224,7 +1274,7 @@ async def test_two_hundred_interleaved_connections_have_an_object_each() -> None
             for n, client in enumerate(clients):
                 client.say(f"{n}.{at}")
             for client in clients:
-                await client.until(lambda server, at=at: len(server.texts) > at)  # type: ignore[misc]
+                await client.heard(at + 1)
         assert len(seen) == count
         for n, client in enumerate(clients):
             client.leave(4000, f"reason {n}")
@@ -1266,6 +1316,14 @@ def test_a_route_without_parentheses_is_refused() -> None:
                 pass
 
 
+def test_the_error_of_a_route_without_parentheses_names_its_decorator() -> None:
+    with pytest.raises(RouteError, match=r"@get\('/path'\)"):
+
+        @get  # type: ignore[arg-type]
+        async def serve(self: Any) -> None:
+            pass
+
+
 def test_a_controller_above_a_function_is_refused() -> None:
     with pytest.raises(SignatureError, match=r"@controller stands above a class, got .*handler.*@app\.websocket"):
 
@@ -1291,6 +1349,28 @@ def test_an_unknown_scope_is_refused(scope: Any, hint: str) -> None:
     assert hint in str(caught.value)
 
 
+NO_LIST = {"no list": Depends(noting), "function": [noting], "neither": noting}
+
+
+@pytest.mark.parametrize("where", ["class", "method", "both"])
+@pytest.mark.parametrize("name", NO_LIST)
+def test_dependencies_that_are_no_list_of_depends_are_refused(name: str, where: str) -> None:
+    above: Any = NO_LIST[name] if where != "method" else ()
+    below: Any = NO_LIST[name] if where != "class" else ()
+
+    def register() -> None:
+        @controller("/path", dependencies=above)
+        class Wrong:
+            @websocket("/", dependencies=below)
+            async def method(self, ws: WebSocket) -> None:
+                pass
+
+        app_of(Wrong)
+
+    with pytest.raises(SignatureError, match=r"takes a list of Depends\(\.\.\.\), got .*Write \[Depends\(function\)\]"):
+        register()
+
+
 class Undecorated:
     """A class with handlers that is no controller."""
 
@@ -1303,11 +1383,27 @@ async def function(ws: WebSocket) -> None:
     """A handler."""
 
 
+@pytest.mark.parametrize("what", [Undecorated, function], ids=["class", "function"])
+def test_an_include_of_what_is_no_controller_names_its_place(what: Any) -> None:
+    text = refused(what)
+    assert "include() takes controllers and routers" in text
+    assert what.__name__ in text
+    assert "Put @controller('/path') above the class, or register a function with @app.websocket('/path')" in text
+
+
 @pytest.mark.parametrize("what", [None, "tests.scanned", App, Rooms], ids=repr)
 def test_an_include_of_anything_else_is_refused(what: Any) -> None:
     what = what() if what is App else what("1") if what is Rooms else what
     with pytest.raises(RouteError, match=r"takes (controllers and routers|a Router), got"):
         App().include(what)
+
+
+def test_an_include_of_an_object_of_a_controller_says_to_pass_the_class() -> None:
+    with pytest.raises(RouteError, match="class"):
+        App().include(Names())
+    with pytest.raises(RouteError) as caught:
+        App().include(Names())
+    assert "Put @controller" not in str(caught.value), "it stands there already"
 
 
 def test_a_class_with_nothing_to_serve_is_refused() -> None:
@@ -1320,6 +1416,28 @@ def test_a_class_with_nothing_to_serve_is_refused() -> None:
     assert "Nothing" in text
     assert "serves nothing" in text
     assert all(word in text for word in ("@websocket('/path')", "@get('/path')", "on_message"))
+
+
+def test_an_empty_class_is_refused_and_its_file_is_named() -> None:
+    @controller("/path")
+    class Empty:
+        pass
+
+    assert "serves nothing" in refused(Empty)
+
+
+@pytest.mark.parametrize("kind", [staticmethod, classmethod])
+@pytest.mark.parametrize("order", ["above", "below"])
+def test_a_route_above_what_is_no_method_is_refused(kind: Any, order: str) -> None:
+    async def join(ws: WebSocket) -> None:
+        pass
+
+    function = websocket("/")(kind(join)) if order == "above" else kind(websocket("/")(join))
+    cls = controller("/path")(type("Static", (), {"join": function, "__module__": __name__, "other": _other}))
+    text = refused(cls)
+    assert "'join' of Static is no method" in text
+    assert kind.__name__ in text
+    assert "def name(self, ...)" in text
 
 
 @websocket("/other")
@@ -1392,6 +1510,42 @@ def test_a_class_that_reads_for_itself_and_has_hooks_for_messages_is_refused() -
     assert "both a @websocket method and" in text
     assert all(name in text for name in ("Both", "on_message", "say"))
     assert "drop it" in text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found", "fix"),
+    [
+        ("path", "a path starts with '/', got 'path'", "'/path'"),
+        ("/path/", "a prefix does not end with '/', got '/path/'", "'/path'"),
+        ("/<x:itn>", "unknown converter 'itn'", "Did you mean 'int'?"),
+    ],
+)
+def test_a_prefix_that_cannot_work_is_refused(prefix: str, found: str, fix: str) -> None:
+    @controller(prefix)
+    class Wrong:
+        @websocket("/")
+        async def join(self, ws: WebSocket) -> None:
+            pass
+
+    text = refused(Wrong)
+    assert found in text
+    assert fix in text
+    assert "Wrong" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "found"), [("x", "a path starts with '/', got 'x'"), ("/<id", "<id"), ("/<room>/<room>", "room")]
+)
+def test_a_path_of_a_method_that_cannot_work_is_refused(path: str, found: str) -> None:
+    @controller("/path")
+    class Wrong:
+        @websocket(path)
+        async def join(self, ws: WebSocket) -> None:
+            pass
+
+    text = refused(Wrong)
+    assert found in text
+    assert "Wrong.join" in text
 
 
 def test_two_methods_of_one_path_are_refused() -> None:
@@ -1536,9 +1690,6 @@ def test_nothing_happens_to_a_class_but_a_mark() -> None:
         async def join(self, ws: Any) -> str:
             return f"{self.name} {ws}"
 
-    def run(awaitable: Awaitable[Any]) -> Iterator[Any]:
-        return awaitable.__await__()
-
     with pytest.raises(StopIteration) as done:
-        next(run(Plain("ann").join("a fake")))
+        Plain("ann").join("a fake").send(None)
     assert done.value.value == "ann a fake"

@@ -309,6 +309,30 @@ async def test_two_apps_have_their_own() -> None:
     assert not {*of_first[0]} & {*of_second[0]}
 
 
+@pytest.mark.parametrize("order", ["outside first", "inside first"])
+async def test_a_mounted_app_shares_those_of_the_app_around_it(order: str) -> None:
+    log: Log = []
+
+    class Pool: ...
+
+    opening(log, Pool)
+
+    @component
+    class Rooms: ...
+
+    outer, middle, inner = App(), App(), App()
+    everything = [asking(Rooms, Pool, app=app)[1] for app in (outer, middle, inner)]
+    mounts = [(outer, "/middle", middle), (middle, "/inner", inner)]
+    for around, path, within in mounts if order == "outside first" else reversed(mounts):
+        around.mount(path, within)
+    async with outer.lifespan_context():
+        assert log == ["+Pool"]
+        for path in ("/", "/middle", "/middle/inner"):
+            await connect(outer, path)
+    assert log == ["+Pool", "-Pool"]
+    assert everything[0] == everything[1] == everything[2]
+
+
 async def test_a_mounted_app_opens_what_it_alone_needs() -> None:
     log: Log = []
 
@@ -506,6 +530,61 @@ async def test_when_a_later_one_fails_the_earlier_ones_are_closed() -> None:
     assert log == ["+Config", "+Pool", "-Pool", "-Config"]
 
 
+async def test_a_start_after_one_that_failed_opens_everything_anew() -> None:
+    log: Log = []
+    failures = [OSError("no such host")]
+
+    class Pool: ...
+
+    class Broken: ...
+
+    @component
+    async def broken(pool: Pool) -> AsyncIterator[Broken]:
+        for failure in failures:
+            raise failure
+        yield Broken()
+
+    opening(log, Pool)
+    app, given = asking(Pool, Broken)
+    await live(app)
+    assert log == ["+Pool", "-Pool"]
+    failures.clear()
+
+    async def during() -> None:
+        assert log == ["+Pool", "-Pool", "+Pool"]
+        await connect(app)
+
+    assert await live(app, during) == ([STARTED, STOPPED], None)
+    assert log == ["+Pool", "-Pool"] * 2
+    assert len(given) == 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_start_that_fails_tells_why_though_a_component_swallows_exceptions(plain: bool) -> None:
+    class Careless: ...
+
+    class Broken: ...
+
+    async def careless() -> AsyncIterator[Careless]:
+        with contextlib.suppress(Exception):
+            yield Careless()
+
+    def careless_too() -> Iterator[Careless]:
+        with contextlib.suppress(Exception):
+            yield Careless()
+
+    component(careless_too if plain else careless)
+
+    @component
+    async def broken(careless: Careless) -> AsyncIterator[Broken]:
+        raise OSError("no such host")
+        yield Broken()
+
+    told, error = await live(asking(Broken)[0])
+    assert told == [{"type": "lifespan.startup.failed", "message": "OSError: no such host"}]
+    assert isinstance(error, OSError)
+
+
 async def test_one_whose_clean_up_fails_leaves_none_open() -> None:
     log: Log = []
 
@@ -690,6 +769,69 @@ def test_without_lifespan_events_they_are_closed_with_the_event_loop(backend: st
     assert log == ["+Pool", "-Pool"]
 
 
+async def test_without_lifespan_events_a_start_that_failed_is_tried_again_by_the_next_connection() -> None:
+    log: Log = []
+    failures = [OSError("no such host")]
+
+    class Pool: ...
+
+    class Broken: ...
+
+    @component
+    async def broken(pool: Pool) -> AsyncIterator[Broken]:
+        while failures:
+            raise failures.pop()
+        yield Broken()
+
+    app, given = asking(opening(log, Pool), Broken)
+    assert await status_of(app, shape=DAPHNE) == 403
+    assert log == ["+Pool", "-Pool"]
+    assert await status_of(app, shape=DAPHNE) == 101
+    assert log == ["+Pool", "-Pool", "+Pool"]
+    assert len(given) == 1
+
+
+async def test_without_lifespan_events_two_mounted_apps_may_start_at_once() -> None:
+    log: Log = []
+    going = {"a": anyio.Event(), "b": anyio.Event()}
+
+    class Slow: ...
+
+    class First: ...
+
+    class Second: ...
+
+    @component
+    async def slow() -> AsyncIterator[Slow]:
+        await going["a"].wait()
+        yield Slow()
+
+    @component
+    async def first() -> AsyncIterator[First]:
+        await going["b"].wait()
+        yield First()
+
+    opening(log, Second, First)
+    app = App()
+    app.mount("/a", asking(Slow)[0])
+    app.mount("/b", asking(Second)[0])
+    statuses: dict[str, int | None] = {}
+
+    async def visitor(path: str) -> None:
+        statuses[path] = await status_of(app, path)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(visitor, "/a")
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(visitor, "/b")
+        await anyio.wait_all_tasks_blocked()
+        going["a"].set()
+        await soon(lambda: "/a" in statuses)
+        going["b"].set()
+    assert statuses == {"/a": 101, "/b": 101}
+    assert log == ["+Second"]
+
+
 async def test_one_that_does_not_clean_up_needs_no_lifespan_task(caplog: pytest.LogCaptureFixture) -> None:
     @component
     class Rooms: ...
@@ -770,6 +912,28 @@ async def test_a_pool_that_is_replaced_is_never_opened(fake: Callable[[], Any], 
     assert log == []
 
 
+@every_fake
+async def test_an_override_that_comes_between_two_starts_counts_for_the_second(fake: Callable[[], Any]) -> None:
+    """One app at module level, a test with the real pool, then one with a fake: the real one must stay closed."""
+    log: Log = []
+
+    class Pool: ...
+
+    app, given = asking(opening(log, Pool))
+    await live(app, functools.partial(connect, app))
+    assert log == ["+Pool", "-Pool"]
+
+    app.dependency_overrides[Pool] = fake()
+    assert (await live(app, functools.partial(connect, app)))[1] is None
+    assert log == ["+Pool", "-Pool"]
+    assert type(given[1][0]) is Replaced
+
+    app.dependency_overrides.clear()
+    assert (await live(app, functools.partial(connect, app)))[1] is None
+    assert log == ["+Pool", "-Pool"] * 2
+    assert type(given[2][0]) is Pool
+
+
 async def test_an_override_that_comes_after_the_start_counts_for_what_is_not_made_yet() -> None:
     @component
     class Store: ...
@@ -810,6 +974,56 @@ async def test_an_override_that_cleans_up_and_comes_after_the_start_is_refused_w
     assert (server.status, given) == (500, [])
     assert "fake" not in repr(server.sent)
     assert "set overrides before" in caplog.text
+
+
+async def test_a_route_that_comes_after_the_start_and_needs_what_is_not_open_is_not_told_of_overrides() -> None:
+    log: Log = []
+
+    class Pool: ...
+
+    app = App()
+    async with app.lifespan_context():
+        asking(opening(log, Pool), app=app)
+        with pytest.raises(ConfigurationError) as caught:
+            await connect(app)
+    assert says(str(caught.value), "open_async, ", "route")
+    assert log == []
+
+
+@pytest.mark.parametrize("when", ["before the start", "after the start"])
+async def test_an_override_that_leads_back_to_who_needs_it_is_refused(when: str) -> None:
+    @component
+    class Store: ...
+
+    @component
+    class Service:
+        def __init__(self, store: Store) -> None: ...
+
+    def fake(service: Service) -> None: ...
+
+    app, _ = asking(Service)
+    if when == "before the start":
+        app.dependency_overrides[Store] = fake
+
+    async def serve() -> None:
+        async with app.lifespan_context():
+            app.dependency_overrides[Store] = fake
+            await connect(app)
+
+    with pytest.raises(SignatureError) as caught, anyio.fail_after(1):
+        await serve()
+    assert says(str(caught.value), "a dependency needs itself", "Service -> fake -> Service", "overrides")
+
+
+async def test_an_override_is_a_function_not_an_object() -> None:
+    @component
+    class Store: ...
+
+    app, _ = asking(Store)
+    app.dependency_overrides[Store] = Replaced()  # type: ignore[assignment]
+    told, error = await live(app)
+    assert isinstance(error, SignatureError | ConfigurationError)
+    assert says(told[0]["message"], "dependency_overrides", "Store", "lambda")
 
 
 async def test_what_an_override_needs_is_opened_at_the_start_too() -> None:

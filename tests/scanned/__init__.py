@@ -1,0 +1,1 @@
+"""Packages that the tests of `scan` look into."""

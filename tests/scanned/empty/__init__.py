@@ -1,0 +1,1 @@
+"""A package in which there is nothing to find."""
