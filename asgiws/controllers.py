@@ -6,6 +6,7 @@ A class either has methods with a path (`@websocket`, `@get`), or hooks alone (`
 
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
@@ -16,14 +17,14 @@ from .converters import Converter
 from .dependencies import Solved
 from .endpoints import check_handler, endpoint_for, websocket_endpoint
 from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, told_with, whereabouts
-from .hooks import Messages, attended, connecting, method_parameters, receiver
+from .hooks import Messages, attendance, connecting, members_of, method_parameters, receiver
 from .injection import Planner, with_connection
 from .log import logger
 from .params import CONNECTION, SINGLETON, DependsMarker
 from .plans import Dependency
 from .routes import Composed, Serving
 from .routing import CONTROLLER, Router, checked, method_names
-from .signature import name_of
+from .signature import name_of, resolved_alias
 from .states import CONNECTED, CONNECTING
 from .types import Handler
 from .websocket import WebSocket
@@ -113,9 +114,12 @@ def on(*types: Any) -> Callable[[H], H]:
     """
     if not types or any(inspect.isroutine(one) for one in types):
         raise SignatureError("@on names no type of messages", "Write @on(Say) above the method.")
+    for one in types:
+        if one is not None and not isinstance(one, type) and typing.get_origin(resolved_alias(one)) is None:
+            raise SignatureError(f"@on names {one!r}, which is no type", "Write the class itself: @on(Say).")
 
     def register(function: H) -> H:
-        setattr(function, _TYPES, types)
+        setattr(function, _TYPES, tuple(member for one in types for member in members_of(one)))
         return function
 
     return register
@@ -283,15 +287,10 @@ class _Served(Composed):
         self._hooks = members.hooks
         self._receives = members.receives
 
-    def _object(self, planner: Planner, where: str) -> Dependency:
-        """What makes the controller's object, and says farewell to it."""
+    def _object(self, planner: Planner) -> Dependency:
+        """What makes the controller's object."""
         asked_as = self._cls if self._lifetime == SINGLETON else None
-        made = planner.need(self._cls, self._lifetime, use_cache=True, asked_as=asked_as)
-        farewell = self._hooks.get("on_disconnect")
-        if farewell is None or planner.kind == "http":
-            return made
-        with told_with(farewell):
-            return attended(made, farewell, where)
+        return planner.need(self._cls, self._lifetime, use_cache=True, asked_as=asked_as)
 
     def _connect(self, planner: Planner, made: Dependency) -> list[tuple[str | None, Dependency]]:
         """What is run when a WebSocket comes."""
@@ -300,6 +299,17 @@ class _Served(Composed):
             return []
         with told_with(hook):
             return [(None, connecting(planner, made, hook))]
+
+    def _farewell(
+        self, planner: Planner, made: Dependency, where: str
+    ) -> tuple[list[tuple[str | None, Dependency]], list[tuple[str | None, Dependency]]]:
+        """What is needed as soon as there is an object, and at last, so that `on_disconnect` is called."""
+        hook = self._hooks.get("on_disconnect")
+        if hook is None or planner.kind == "http":
+            return [], []
+        with told_with(hook):
+            first, last = attendance(made, hook, where)
+        return [(None, first)], [(None, last)]
 
 
 class _Method(_Served):
@@ -321,12 +331,13 @@ class _Method(_Served):
         """What serves the method's route; see `Composed`."""
         planner = Planner(kind, path, body=body)
         first = planner.before(before)
-        made = self._object(planner, where)
+        made = self._object(planner)
+        soon, last = self._farewell(planner, made, where)
         connect = self._connect(planner, made)
         with told_with(self._function):
             own, others = method_parameters(self._function)
-            needed = [*first, (own.name, made), *connect]
-            plan = planner.plan(with_connection(others, kind, path), needed, self._function)
+            needed = [*first, (own.name, made), *soon, *connect]
+            plan = planner.plan(with_connection(others, kind, path), needed, self._function, last)
         return Serving(endpoint_for(self._function, plan, kind, where), (plan,))
 
 
@@ -345,14 +356,15 @@ class _Conversation(_Served):
         """What serves the controller's route; see `Composed`."""
         planner = Planner("websocket", path, body=False)
         needed = planner.before(before)
-        made = self._object(planner, where)
+        made = self._object(planner)
+        soon, last = self._farewell(planner, made, where)
         receivers = tuple(receiver(made, function, path, types) for function, types in self._receives)
         messages = Messages(receivers)
-        for at, one in enumerate(receivers):
-            needed += [(None, outliving) for outliving in one.outliving]
-            needed.append((str(at), one.stays))
-        needed += [(None, made), *self._connect(planner, made)]
-        plan = planner.plan([], needed, self._cls)
+        needed += [(None, outliving) for one in receivers for outliving in one.outliving]
+        needed += [(None, made), *soon]
+        needed += [(str(at), one.stays) for at, one in enumerate(receivers)]
+        needed += self._connect(planner, made)
+        plan = planner.plan([], needed, self._cls, last)
 
         async def converse(ws: WebSocket[Any, Any], arguments: dict[str, Any], found: Solved | None) -> None:
             if ws.application_state is CONNECTING and "on_connect" not in self._hooks:

@@ -172,16 +172,15 @@ class Solved:
         """The value of a dependency, from before or new."""
         if dependency.is_shared:
             return await self.owner.singleton(dependency)
-        kept = (dependency.lifetime, dependency.key)
-        if dependency.use_cache:
-            for level in (self, self._outer):
-                if level is not None and kept in level.values:
-                    return level.values[kept]
+        kept = dependency.kept_as
+        for level in (self, self._outer):
+            if level is not None and kept in level.values:
+                return level.values[kept]
         value = await self.make(dependency)
         if isinstance(self.connection, Session) and self.connection.application_state is DISCONNECTED:
             raise AnsweredError
         self._note_expiry(dependency, value)
-        if dependency.use_cache:
+        if kept is not None:
             self.values[kept] = value
         return value
 

@@ -1,13 +1,17 @@
 """The hooks of a controller: `on_connect`, `on_message` and its relatives by type, `on_disconnect`."""
 
+import contextlib
 import functools
 import inspect
 import operator
 import types
 import typing
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import anyio
+
+from .connection import Connection
 from .converters import Converter
 from .dependencies import Solved, solved
 from .endpoints import conclude
@@ -17,7 +21,7 @@ from .log import logger
 from .messages import MessageDecoder, decoder_for
 from .params import MESSAGE
 from .plans import Dependency, Plan, itself, style_of
-from .signature import EMPTY, Parameter, name_of, parameters_of
+from .signature import EMPTY, Parameter, name_of, parameters_of, resolved_alias
 from .streams import closed_at_the_end, send_item
 from .types import Handler
 from .values import check_decodable
@@ -58,54 +62,100 @@ def connecting(planner: Planner, controller: Dependency, function: Handler) -> D
 # The end
 
 
-def attended(controller: Dependency, function: Handler, where: str) -> Dependency:
-    """A controller whose `on_disconnect` is called at the end of the connection, before anything is cleaned up.
+def attendance(controller: Dependency, function: Handler, where: str) -> tuple[Dependency, Dependency]:
+    """What has `on_disconnect` called once, before anything is cleaned up.
 
     Args:
-        controller: What makes it.
+        controller: What makes the controller.
         function: `on_disconnect`.
         where: The route, the handler and its place, for logs.
+
+    Returns:
+        Two dependencies: one to be run as soon as there is a controller, for a connection that fails before it reaches
+        its handler; and one to be run when all others have been.
     """
     own, others = method_parameters(function)
     if style_of(function) in ("generator", "asyncgen"):
         raise SignatureError("on_disconnect yields, and nobody is there any more", "Make it a plain function.")
-    sources = {parameter.name: _farewell(parameter) for parameter in others}
+    sources = _sources(others)
 
-    async def attend(ws: WebSocket[Any, Any], controller: Any) -> AsyncIterator[Any]:
+    async def attend(ws: WebSocket[Any, Any], controller: Any) -> AsyncIterator[_Attendance]:
+        def say() -> Any:
+            return function(**{own.name: controller}, **{name: source(ws) for name, source in sources.items()})
+
+        found = _Attendance(ws, say, where)
+        async with found.until_the_end():
+            yield found
+
+    async def attend_all(found: _Attendance) -> AsyncIterator[None]:
+        async with found.until_the_end():
+            yield
+
+    first = Dependency(attend, Plan((("ws", itself),), (("controller", controller),)))
+    return first, Dependency(attend_all, Plan((), (("found", first),)))
+
+
+class _Attendance:
+    """Sees to it that a connection ends with a farewell.
+
+    Args:
+        ws: The WebSocket.
+        say: Calls `on_disconnect`.
+        where: The route, the handler and its place, for logs.
+    """
+
+    def __init__(self, ws: WebSocket[Any, Any], say: Callable[[], Any], where: str) -> None:
+        self._ws = ws
+        self._say: Callable[[], Any] | None = say
+        self._where = where
+
+    @contextlib.asynccontextmanager
+    async def until_the_end(self) -> AsyncIterator[None]:
+        """End the connection and say farewell behind what is done inside, if that has not happened yet."""
         failure: BaseException | None = None
         try:
-            yield controller
+            yield
         except BaseException as error:
             failure = error
             raise
         finally:
-            try:
-                await conclude(ws, ws.app, where, failure)
-            finally:
-                failure = None  # it knows this frame: none of the two would be freed
-                await _say_farewell(ws, controller)
+            say, self._say = self._say, None
+            if say is not None:
+                # A client that does not read takes half of the time, and leaves the rest for the farewell.
+                left = anyio.current_effective_deadline() - anyio.current_time()
+                try:
+                    with anyio.move_on_after(left / 2):
+                        await conclude(self._ws, self._ws.app, self._where, failure)
+                finally:
+                    failure = None  # it knows this frame: none of the two would be freed
+                    await self._farewell(say)
 
-    async def _say_farewell(ws: WebSocket[Any, Any], controller: Any) -> None:
-        arguments = {name: source(ws) for name, source in sources.items()}
+    async def _farewell(self, say: Callable[[], Any]) -> None:
         try:
-            waiting = function(**{own.name: controller}, **arguments)
+            waiting = say()
             if inspect.isawaitable(waiting):
                 await waiting
         except Exception:  # noqa: BLE001 - whatever the hook raises
-            logger().exception("%s: on_disconnect of connection %s failed", where, ws.id)
-
-    return Dependency(attend, Plan((("ws", itself),), (("controller", controller),)))
+            logger().exception("%s: on_disconnect of connection %s failed", self._where, self._ws.id)
 
 
-def _farewell(parameter: Parameter) -> Callable[[WebSocket[Any, Any]], Any]:
-    """Where a parameter of `on_disconnect` comes from."""
+Source = Callable[[WebSocket[Any, Any]], Any]
+
+
+def _sources(parameters: list[Parameter]) -> dict[str, Source]:
+    """Where the parameters of `on_disconnect` come from."""
+    free = [one for one in parameters if one.marker is None and one.name not in ("code", "reason")]
+    sockets = [one for one in free if connection_class(one.bare) in (WebSocket, Connection)]
+    bare = [one for one in free if one.is_bare and "code" not in one.name and "reason" not in one.name]
+    found = {one.name for one in sockets or bare[:1]}
+    return {one.name: (lambda ws: ws) if one.name in found else _told(one) for one in parameters}
+
+
+def _told(parameter: Parameter) -> Source:
     if parameter.marker is None and parameter.name == "code":
         return lambda ws: 1006 if ws.close_code is None else ws.close_code
     if parameter.marker is None and parameter.name == "reason":
         return lambda ws: ws.close_reason or ""
-    cls = connection_class(parameter.bare)
-    if parameter.is_bare or (cls is not None and issubclass(WebSocket, cls)):
-        return lambda ws: ws
     raise SignatureError(
         f"on_disconnect has a parameter {parameter.name!r}",
         "It takes the WebSocket, code and reason, or fewer: keep what else it needs on self.",
@@ -189,11 +239,12 @@ def receiver(
             raise SignatureError("a plain generator cannot reply", "Write `async def`: each item is a reply.")
         own, others = method_parameters(function)
         planner = Planner("websocket", path, body=False, lifetime=MESSAGE)
-        message, rest = _find_message(others, planner, named=bool(types))
+        message, rest = _find_message(others, planner, types)
         plan = planner.plan(with_connection(rest, "websocket", path), (), function)
-        declared = types or _declared(message, planner.decoder)
         if types and message is not None and message.type is not EMPTY:
             _check_annotation(message, types)
+            types = members_of(message.bare)  # it may tell more, as dict[str, int]
+        declared = types or _declared(message, planner.decoder)
     steady = tuple((name, one) for name, one in plan.dependencies if one.lifetime != MESSAGE)
     varying = tuple((name, one) for name, one in plan.dependencies if one.lifetime == MESSAGE)
     stays = Dependency(dict, Plan(plan.steps, ((own.name, controller), *steady)), use_cache=False)
@@ -206,19 +257,38 @@ def receiver(
 def _find_message(
     parameters: list[Parameter],
     planner: Planner,
-    *,
-    named: bool,
+    types: tuple[Any, ...],
 ) -> tuple[Parameter | None, list[Parameter]]:
-    """The parameter that takes the message, and the others."""
+    """The parameter that takes the message, and the others.
+
+    It is the one called `message`, else one of the method's types; else, beside the WebSocket, one that nothing but a
+    message could fill, one without annotation, the first one.
+    """
     free = [one for one in parameters if planner.is_free(one)]
-    bare = [one for one in free if one.is_bare]
-    has_websocket = any(connection_class(one.bare) is WebSocket for one in parameters)
-    if bare and not has_websocket and (len(bare) > 1 or bare[0].name in _NAMES_OF_WEBSOCKET):
-        free.remove(bare[0])
-    found = next((one for one in free if one.name == "message"), free[0] if free else None)
-    if found is None and not named:
+    found = _first(one for one in free if one.name == "message") or _first(one for one in free if _takes(one, types))
+    if found is None:
+        left = [one for one in free if one is not _websocket_among(free, parameters, types)]
+        found = (
+            _first(one for one in left if not one.is_bare and not planner.is_fillable(one))
+            or _first(one for one in left if one.is_bare)
+            or _first(one for one in left if not types)
+        )
+    if found is None and not types:
         raise SignatureError("on_message has no parameter for the message", "Add one: `message: Say`.")
     return found, [one for one in parameters if one is not found]
+
+
+def _first(parameters: Iterable[Parameter]) -> Parameter | None:
+    return next(iter(parameters), None)
+
+
+def _websocket_among(free: list[Parameter], parameters: list[Parameter], types: tuple[Any, ...]) -> Parameter | None:
+    """The parameter without annotation that gets the WebSocket, if none is annotated with it."""
+    if any(connection_class(one.bare) is WebSocket for one in parameters):
+        return None
+    bare = [one for one in free if one.is_bare]
+    named = _first(one for one in bare if one.name in _NAMES_OF_WEBSOCKET)
+    return named or (bare[0] if bare and len(free) > 1 and not types else None)
 
 
 def _declared(message: Parameter | None, decoder: MessageDecoder | None) -> tuple[Any, ...]:
@@ -226,20 +296,28 @@ def _declared(message: Parameter | None, decoder: MessageDecoder | None) -> tupl
     annotation = message.type if message is not None else EMPTY
     if annotation is EMPTY:
         annotation = decoder.type if decoder is not None else Any
-    return () if annotation is Any else _members(annotation)
+    return () if annotation is Any else members_of(annotation)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def members_of(annotation: Any) -> tuple[Any, ...]:
     """The members of a union; of anything else the thing itself."""
-    while type(annotation).__name__ == "TypeAliasType":
-        annotation = annotation.__value__
+    annotation = resolved_alias(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return tuple(member for one in typing.get_args(annotation) for member in _members(one))
-    return (annotation,)
+        return tuple(member for one in typing.get_args(annotation) for member in members_of(one))
+    return (type(None) if annotation is None else annotation,)
+
+
+def _class_of(annotation: Any) -> Any:
+    return typing.get_origin(annotation) or annotation
+
+
+def _takes(parameter: Parameter, types: tuple[Any, ...]) -> bool:
+    """Whether the annotation of a parameter names just these types."""
+    return bool(types) and set(map(_class_of, members_of(parameter.bare))) == set(map(_class_of, types))
 
 
 def _check_annotation(message: Parameter, types: tuple[Any, ...]) -> None:
-    if set(_members(message.type)) != set(types):
+    if not _takes(message, types):
         names = ", ".join(map(name_of, types))
         raise SignatureError(
             f"parameter {message.name!r} is annotated with {name_of(message.type)}, but the method is @on({names})",
@@ -264,17 +342,18 @@ class Messages:
         self._by_type: dict[Any, int] = {}
         for at, one in enumerate(receivers):
             for kind in one.types:
-                if kind in self._by_type:
-                    first = receivers[self._by_type[kind]]
+                cls = _class_of(kind)
+                if cls in self._by_type:
+                    first = receivers[self._by_type[cls]]
                     raise SignatureError(
                         f"two methods take {name_of(kind)}: {name_of(first.function)} and {name_of(one.function)}",
                         "One message goes to one method.",
                     )
-                self._by_type[kind] = at
+                self._by_type[cls] = at
         if len(receivers) > 1:
             _check_classes(receivers)
         self._count = len(receivers)
-        declared = tuple(self._by_type)
+        declared = tuple(kind for one in receivers for kind in one.types)
         self._raw = set(declared) <= {str, bytes}
         self.decoder = None if self._raw else _union_decoder(declared)
 
@@ -292,11 +371,18 @@ class Messages:
 def _check_classes(receivers: tuple[Receiver, ...]) -> None:
     """Refuse what cannot be told apart by the class of a message."""
     for one in receivers:
-        if not one.types or not all(isinstance(kind, type) for kind in one.types):
+        if not one.types or object in one.types:
             raise SignatureError(
                 f"{name_of(one.function)} takes messages of any type beside methods with @on",
                 "Annotate its message with the classes that it takes.",
             )
+        for kind in one.types:
+            cls = _class_of(kind)
+            if not isinstance(cls, type) or inspect.isabstract(cls) or typing.is_typeddict(cls):
+                raise SignatureError(
+                    f"{name_of(one.function)} takes {name_of(kind)}, and no message is of that very class",
+                    "Take the class that it is decoded to, such as a Struct, dict, list or str.",
+                )
 
 
 def _union_decoder(declared: tuple[Any, ...]) -> MessageDecoder:

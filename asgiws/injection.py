@@ -131,8 +131,9 @@ class Planner:
         parameters: list[Parameter],
         dependencies: "Iterable[tuple[str | None, Dependency]]",
         function: Handler,
+        last: "Iterable[tuple[str | None, Dependency]]" = (),
     ) -> Plan:
-        """The plan for these parameters of a function, after what must be run before."""
+        """The plan for these parameters of a function, after what must be run before, and with what is run last."""
         self.owner = id(function)
         needed = list(dependencies)
         steps = []
@@ -146,7 +147,7 @@ class Planner:
             elif not self._keeps_default(parameter):
                 steps.append((parameter.name, self.read(parameter)))
         return Plan(
-            tuple(steps), tuple(needed), self.decoder, needs_body=self.takes_body, body=self.unmarked_body,
+            tuple(steps), (*needed, *last), self.decoder, needs_body=self.takes_body, body=self.unmarked_body,
             handshake=self.handshake,
         )  # fmt: skip
 
@@ -216,17 +217,22 @@ class Planner:
         """
         self._check_lifetime(call, lifetime)
         explicit = asked_as is not None
+        # What messages need for as long as their connection lives is made with that, and kept for each of its users.
+        own = object() if self.lifetime == MESSAGE and lifetime == CONNECTION and not use_cache else None
 
         def replace(function: Handler) -> Dependency:
             fresh = Planner(self.kind, self.path, body=self.body, lifetime=self.lifetime)
             plan = fresh.plan_below(function, lifetime, explicit=explicit)
-            return Dependency(function, plan, replace=replace, use_cache=use_cache, lifetime=lifetime)
+            return Dependency(
+                function, plan, replace=replace, use_cache=use_cache, lifetime=lifetime, kept_as=own,
+            )  # fmt: skip
 
         plan: Any = functools.partial(self.plan_below, call, lifetime, explicit=explicit)
         if lifetime != SINGLETON:
             plan = plan()
         needed = Dependency(
             call, plan, replace=replace, use_cache=use_cache, lifetime=lifetime, thread=thread, asked_as=asked_as,
+            kept_as=own,
         )  # fmt: skip
         if self.lifetime == MESSAGE and lifetime == CONNECTION:
             self.outliving.append(needed)
@@ -276,6 +282,14 @@ class Planner:
             and provider_of(parameter.bare) is None
             and not hasattr(parameter.bare, "__from_connection__")
         )
+
+    def is_fillable(self, parameter: Parameter) -> bool:
+        """Whether the parameter can be filled from a connection."""
+        try:
+            self.read(parameter)
+        except SignatureError:
+            return False
+        return True
 
     def _check_lifetime(self, call: Handler, lifetime: int) -> None:
         """Refuse what would be gone while it is still needed."""

@@ -84,9 +84,22 @@ class Dependency:
         style: "class", "function", "coroutine", "generator" or "asyncgen".
         thread: Whether it is run in a worker thread.
         use_cache: Whether one connection asks it once.
+        kept_as: Under which its value is kept for the next who asks; None if each asks anew.
     """
 
-    __slots__ = ("_plan", "asked_as", "call", "key", "lifetime", "replace", "style", "thread", "use_cache")
+    __slots__ = (
+        "_plan",
+        "_stand_in",
+        "asked_as",
+        "call",
+        "kept_as",
+        "key",
+        "lifetime",
+        "replace",
+        "style",
+        "thread",
+        "use_cache",
+    )
 
     def __init__(
         self,
@@ -98,11 +111,14 @@ class Dependency:
         lifetime: int = CONNECTION,
         thread: bool = False,
         asked_as: Any = None,
+        kept_as: Any = None,
     ) -> None:
         self.call = call
         self.key: Any = call if isinstance(call, Hashable) else id(call)
+        self.kept_as = kept_as or ((lifetime, self.key) if use_cache else None)
         self.asked_as = asked_as
         self._plan = plan
+        self._stand_in: Dependency | None = None
         self.replace = replace
         self.use_cache = use_cache
         self.lifetime = lifetime
@@ -140,17 +156,19 @@ class Dependency:
         if overrides and self.replace is not None:
             for key in (self.asked_as, self.key):
                 if key is not None and key in overrides:
-                    _check_override(key, overrides[key])
-                    return self.replace(overrides[key])
+                    return self._replaced_by(key, overrides[key], self.replace)
         return self
 
-
-def _check_override(key: Any, function: Any) -> None:
-    if not callable(function):
-        raise SignatureError(
-            f"dependency_overrides[{name_of(key)}] is no function, but {function!r}",
-            f"Write a function that gives it: app.dependency_overrides[{name_of(key)}] = lambda: value.",
-        )
+    def _replaced_by(self, key: Any, function: Any, replace: "Callable[[Handler], Dependency]") -> "Dependency":
+        if not callable(function):
+            raise SignatureError(
+                f"dependency_overrides[{name_of(key)}] is no function, but {function!r}",
+                f"Write a function that gives it: app.dependency_overrides[{name_of(key)}] = lambda: value.",
+            )
+        known = self._stand_in
+        if known is None or known.call is not function:
+            known = self._stand_in = replace(function)
+        return known
 
 
 def style_of(call: Handler) -> str:

@@ -145,7 +145,7 @@ def _enclosing_locals(function: Any) -> Mapping[str, Any]:
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
-    annotation = _resolve_alias(annotation)
+    annotation = resolved_alias(annotation)
     markers = []
     if typing.get_origin(annotation) is Annotated:
         base, *extras = typing.get_args(annotation)
@@ -165,7 +165,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
     return Parameter(name, annotation, default, marker)
 
 
-def _resolve_alias(annotation: Any) -> Any:
+def resolved_alias(annotation: Any) -> Any:
     """What a `type X = ...` stands for (Python 3.12)."""
     while type(annotation).__name__ == "TypeAliasType":
         annotation = annotation.__value__

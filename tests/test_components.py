@@ -574,7 +574,7 @@ class Store(Protocol):
 @pytest.fixture(autouse=True)
 def _forget_what_stands_elsewhere() -> Iterator[None]:
     """Protocols and builtin types cannot carry their providers: what the tests give them is taken away again."""
-    before = {made: list(providers) for made, providers in components._elsewhere.items()}
+    before = {made: providers.copy_for(made) for made, providers in components._elsewhere.items()}
     yield
     components._elsewhere.clear()
     components._elsewhere.update(before)

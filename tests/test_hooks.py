@@ -1,16 +1,16 @@
-# ruff: noqa: ERA001, E501
-# mypy: disable-error-code="no-untyped-def,unused-ignore,truthy-bool,arg-type,valid-type"
 """The hooks of a controller: on_connect, on_message and @on, on_disconnect."""
 
 import collections
+import contextlib
 import dataclasses
 import enum
+import functools
 import json
 import logging
 import re
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Annotated, Any, Literal, TypedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -26,24 +26,31 @@ from asgiws import (
     Depends,
     Header,
     HTTPException,
+    JSONResponse,
     Limits,
+    MessageError,
     Query,
+    Request,
     RouteError,
     SignatureError,
     WebSocket,
     WebSocketDisconnect,
     WebSocketException,
+    WebSocketStateError,
+    cleanup,
     component,
     controller,
+    endpoints,
     get,
     on,
     websocket,
 )
-from tests.fakes import DEADLINE, SHAPES, Shape
+from tests.fakes import DAPHNE, DEADLINE, SHAPES, UVICORN, FakeServer, Shape, soon
 from tests.test_controllers import Client, Live, app_of, serving, talk
 
 pytestmark = pytest.mark.anyio
 
+T = TypeVar("T")
 Log = list[Any]
 Dependency = Callable[..., Any]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
@@ -427,7 +434,7 @@ TYPES: dict[str, tuple[Any, list[str | bytes], list[str]]] = {
 async def test_the_annotation_says_what_on_message_takes(name: str) -> None:
     declared, messages, expected = TYPES[name]
 
-    async def on_message(self: Any, ws: WebSocket, message: declared) -> str:
+    async def on_message(self: Any, ws: WebSocket, message: declared) -> str:  # type: ignore[valid-type]
         return shown(message)
 
     assert (await talk(app_of(hook("on_message", on_message)), "/", *messages)).texts == expected
@@ -445,51 +452,74 @@ async def test_typed_messages_on_every_server(shape: Shape) -> None:
 class Parameters:
     """Where the message goes, and where the WebSocket."""
 
-    async def message(self, message):
-        return self.tell(message)  # type: ignore[no-untyped-def]
+    async def message(self, message) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(message)
 
-    async def anything(self, anything):
-        return self.tell(anything)  # type: ignore[no-untyped-def]
+    async def anything(self, anything) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(anything)
 
-    async def ws_message(self, ws, message):
-        return self.tell(message, ws)  # type: ignore[no-untyped-def]
+    async def ws_message(self, ws, message) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(message, ws)
 
-    async def conn_data(self, conn, data):
-        return self.tell(data, conn)  # type: ignore[no-untyped-def]
+    async def conn_data(self, conn, data) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(data, conn)
 
-    async def any_two(self, one, two):
-        return self.tell(two, one)  # type: ignore[no-untyped-def]
+    async def any_two(self, one, two) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(two, one)
 
-    async def swapped(self, message, ws):
-        return self.tell(message, ws)  # type: ignore[no-untyped-def]
+    async def swapped(self, message, ws) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(message, ws)
 
-    async def swapped_data(self, data, websocket):
-        return self.tell(data, websocket)  # type: ignore[no-untyped-def]
+    async def swapped_data(self, data, websocket) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(data, websocket)
 
-    async def typed_first(self, message: str, ws):
-        return self.tell(message, ws)  # type: ignore[no-untyped-def]
+    async def typed_first(self, message: str, ws) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(message, ws)
 
-    async def typed_last(self, ws, said: str):
-        return self.tell(said, ws)  # type: ignore[no-untyped-def]
+    async def typed_last(self, ws, said: str) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(said, ws)
 
-    async def typed_beside(self, client, said: str):
-        return self.tell(said, client)  # type: ignore[no-untyped-def]
+    async def typed_beside(self, client, said: str) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(said, client)
 
-    async def both_typed(self, said: str, this: WebSocket):
-        return self.tell(said, this)  # type: ignore[no-untyped-def]
+    async def both_typed(self, said: str, this: WebSocket) -> str:
+        return self.tell(said, this)
 
-    async def only_ws(self, this: WebSocket, said):
-        return self.tell(said, this)  # type: ignore[no-untyped-def]
+    async def only_ws(self, this: WebSocket, said) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(said, this)
 
-    async def keywords(self, *, message: str, ws: WebSocket):
-        return self.tell(message, ws)  # type: ignore[no-untyped-def]
+    async def keywords(self, *, message: str, ws: WebSocket) -> str:
+        return self.tell(message, ws)
 
-    async def connection(self, connection: Connection, text):
-        return self.tell(text, connection)  # type: ignore[no-untyped-def]
+    async def connection(self, connection: Connection, text) -> str:  # type: ignore[no-untyped-def]
+        return self.tell(text, connection)
 
     def tell(self, message: Any, ws: Any = None) -> str:
         """What came where."""
         return f"{message} {ws is None or isinstance(ws, WebSocket)}"
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Parameters) if not name.startswith("_") and name != "tell"])
+async def test_the_message_is_found_whatever_its_parameter_is_called(name: str) -> None:
+    cls = hook("on_message", vars(Parameters)[name], tell=Parameters.tell)
+    assert (await talk(app_of(cls), "/", "hello")).texts == ["hello True"]
+
+
+async def test_a_struct_is_the_message_and_what_stands_beside_it_a_parameter() -> None:
+    async def on_message(self: Any, lang: str, said: Say) -> str:
+        return f"{lang} {said.text}"
+
+    client = await talk(app_of(hook("on_message", on_message)), "/", SAY, query="lang=fr")
+    assert client.texts == ["fr hi"]
+
+
+async def test_the_websocket_declares_the_messages_of_an_on_message_without_annotation() -> None:
+    async def on_message(self: Any, ws: WebSocket[Say | Move, str], message) -> str:  # type: ignore[no-untyped-def]
+        return shown(message)
+
+    client = await talk(app_of(hook("on_message", on_message)), "/", SAY, "no json", MOVE)
+    assert [client.texts[0], client.texts[2]] == ["Say Say(text='hi')", "Move Move(x=1, y=0)"]
+    assert json.loads(client.texts[1])["type"] == "error"
 
 
 async def test_an_annotation_that_is_a_string_is_read() -> None:
@@ -603,6 +633,41 @@ async def test_a_generator_that_replies_is_closed_when_the_client_leaves(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("how", ["raises", "cancelled", "what cannot be sent"])
+async def test_a_generator_that_replies_is_closed_however_it_ends(how: str) -> None:
+    log: Log = []
+
+    @controller("/")
+    class Fails:
+        async def on_message(self, message: str) -> AsyncIterator[Any]:
+            try:
+                yield "first"
+                if how == "raises":
+                    raise LookupError
+                if how == "cancelled":
+                    await anyio.sleep_forever()
+                yield object()
+            finally:
+                log.append("closed")
+
+    client = Client()
+    client.say("go")
+    error: BaseException | None = None
+    with anyio.fail_after(DEADLINE):
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(app_of(Fails), client.scope, client.receive, client.send)
+                await client.until(lambda server: server.texts)
+                await soon(lambda: how != "cancelled" or client.sending == 0)
+                if how == "cancelled":
+                    group.cancel_scope.cancel()
+        except* (LookupError, TypeError) as group_error:
+            error = group_error.exceptions[0]
+    assert log == ["closed"]
+    assert client.closed == ((1012, "the server stops") if how == "cancelled" else (1011, "internal error"))
+    assert type(error) is {"raises": LookupError, "cancelled": type(None), "what cannot be sent": TypeError}[how]
+
+
 # on_message: bad messages
 
 
@@ -611,7 +676,7 @@ async def test_a_bad_message_is_answered_with_an_error_frame_and_the_connection_
     async def on_message(self: Any, message: Say | Move) -> str:
         return shown(message)
 
-    bad = ["no json", '{"type":"say","text":1}', '{"type":"go"}', "[]", b"\xff", '{"type":"say"}']
+    bad: list[str | bytes] = ["no json", '{"type":"say","text":1}', '{"type":"go"}', "[]", b"\xff", '{"type":"say"}']
     client = await talk(app_of(hook("on_message", on_message)), "/", *bad, MOVE, shape=shape)
     *frames, last = client.texts
     assert last == "Move Move(x=1, y=0)"
@@ -657,7 +722,7 @@ async def test_a_message_of_the_wrong_kind_closes_with_1003(
     assert caplog.records == []
 
 
-# on_message: parameters
+# What stands beside the message
 
 
 async def test_on_message_takes_whatever_a_handler_takes() -> None:
@@ -752,7 +817,7 @@ async def test_an_exception_of_on_message_ends_by_the_table_and_what_was_opened_
         raise error
 
     async def stream(self: Any, message: str, db: Db) -> AsyncIterator[str]:
-        if error:
+        if message:
             raise error
         yield message
 
@@ -802,6 +867,43 @@ async def test_a_dependency_of_a_message_that_closes_ends_the_conversation(caplo
     assert client.closed == (4005, "enough")
     assert log == ["guard"]
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+async def test_a_dependency_with_the_scope_of_the_connection_is_asked_once(use_cache: bool) -> None:
+    log: Log = []
+    pool = opening(log, "pool")
+
+    def session(pool: Annotated[str, Depends(pool, scope="connection", use_cache=use_cache)]) -> Iterator[str]:
+        log.append("+session")
+        yield pool
+        log.append("-session")
+
+    @controller("/")
+    class Worker:
+        async def on_message(self, message: str, session: Annotated[str, Depends(session)]) -> str:
+            return session
+
+    client = await talk(app_of(Worker), "/", "one", "two")
+    assert client.texts == ["pool"] * 2
+    assert log == ["+pool", "+session", "-session", "+session", "-session", "-pool"]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+async def test_a_dependency_of_the_connection_in_on_message_itself_is_asked_once(use_cache: bool) -> None:
+    log: Log = []
+    pool = opening(log, "pool")
+
+    @controller("/")
+    class Worker:
+        async def on_message(
+            self, message: str, pool: Annotated[str, Depends(pool, scope="connection", use_cache=use_cache)]
+        ) -> str:
+            return pool
+
+    client = await talk(app_of(Worker), "/", "one", "two")
+    assert client.texts == ["pool"] * 2
+    assert log == ["+pool", "-pool"]
 
 
 async def test_a_connection_and_its_messages_share_what_lives_for_the_connection() -> None:
@@ -997,9 +1099,8 @@ async def test_one_method_takes_several_types_and_on_message_others() -> None:
             return f"other {shown(message)}"
 
     client = await talk(app_of(Mixed), "/", SAY, MOVE, STOP, '{"type":"said","user":"a","text":"b"}')
-    assert client.texts == [
-        "both Say Say(text='hi')", "both Move Move(x=1, y=0)", "other Stop Stop()", "other Said Said(user='a', text='b')",
-    ]  # fmt: skip
+    assert client.texts[:2] == ["both Say Say(text='hi')", "both Move Move(x=1, y=0)"]
+    assert client.texts[2:] == ["other Stop Stop()", "other Said Said(user='a', text='b')"]
 
 
 @pytest.mark.parametrize("name", ["self alone", "ws", "annotated", "bare"])
@@ -1024,6 +1125,36 @@ async def test_the_message_is_no_must_with_on(name: str) -> None:
     assert (await talk(app_of(hook("say", function)), "/", SAY)).texts == ["ok"]
 
 
+async def test_with_on_the_message_is_the_parameter_of_that_type() -> None:
+    @on(Say)
+    async def say(self: Any, lang: str, said: Say) -> str:
+        return f"{lang} {said.text}"
+
+    assert (await talk(app_of(hook("say", say)), "/", SAY, query="lang=fr")).texts == ["fr hi"]
+
+
+async def test_with_on_a_parameter_beside_no_message_is_a_parameter() -> None:
+    @on(Say)
+    async def say(self: Any, lang: str) -> str:
+        return lang
+
+    assert (await talk(app_of(hook("say", say)), "/", SAY, query="lang=fr")).texts == ["fr"]
+
+
+async def test_a_union_in_on_is_its_members() -> None:
+    @controller("/")
+    class Mixed:
+        @on(Say | Move)
+        async def both(self, message: Say | Move) -> str:
+            return f"both {shown(message)}"
+
+        @on(Stop)
+        async def stop(self) -> str:
+            return "stop"
+
+    assert (await talk(app_of(Mixed), "/", SAY, STOP)).texts == ["both Say Say(text='hi')", "stop"]
+
+
 async def test_text_and_bytes_are_told_apart() -> None:
     @controller("/")
     class Kinds:
@@ -1038,6 +1169,50 @@ async def test_text_and_bytes_are_told_apart() -> None:
     client = await talk(app_of(Kinds), "/", "plain", b"ab")
     assert client.texts == ["text plain"]
     assert client.sent[-1]["bytes"] == b"abab"
+
+
+async def test_plain_json_is_told_apart_by_its_type() -> None:
+    @controller("/")
+    class Kinds:
+        @on(int)
+        async def number(self, message: int) -> str:
+            return f"number {message}"
+
+        @on(str)
+        async def text(self, message: str) -> str:
+            return f"text {message}"
+
+        @on(dict)
+        async def mapping(self, message: dict[str, Any]) -> str:
+            return f"mapping {message}"
+
+    client = await talk(app_of(Kinds), "/", "1", '"a"', '{"a": 1}', "[]")
+    assert client.texts[:3] == ["number 1", "text a", "mapping {'a': 1}"]
+    assert json.loads(client.texts[3])["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [(Point, int, '{"x": 1}'), (Mapping, int, '{"x": 1}'), (collections.abc.Sequence, int, "[1]")],
+)
+async def test_types_that_are_decoded_to_another_one_reach_their_method_or_are_refused(
+    one: Any, two: Any, message: str
+) -> None:
+    @controller("/")
+    class Kinds:
+        @on(one)
+        async def first(self) -> str:
+            return "first"
+
+        @on(two)
+        async def second(self) -> str:
+            return "second"
+
+    try:
+        app = app_of(Kinds)
+    except SignatureError:
+        return
+    assert (await talk(app, "/", message, "1")).texts == ["first", "second"]
 
 
 async def test_methods_with_on_are_inherited_and_overridden() -> None:
@@ -1171,46 +1346,1150 @@ async def test_any_conversation_goes_as_the_model_says(
 
 
 class Farewells:
-    """Hooks with any of the parameters, in any order; each gives what it got."""
+    """Hooks with any of the parameters, in any order; each notes what it got."""
 
-    async def nothing(self) -> Any:
-        return ()
+    def nothing(self) -> None:
+        self.note()
 
-    async def ws(self, ws) -> Any:
-        return (ws,)  # type: ignore[no-untyped-def]
+    def ws(self, ws) -> None:  # type: ignore[no-untyped-def]
+        self.note(ws)
 
-    async def annotated(self, this: WebSocket) -> Any:
-        return (this,)
+    def whatever(self, whatever) -> None:  # type: ignore[no-untyped-def]
+        self.note(whatever)
 
-    async def with_types(self, this: WebSocket[Say, Any]) -> Any:
-        return (this,)
+    def annotated(self, this: WebSocket) -> None:
+        self.note(this)
 
-    async def connection(self, this: Connection) -> Any:
-        return (this,)
+    def with_types(self, this: WebSocket[Say, Any]) -> None:
+        self.note(this)
 
-    async def code(self, code) -> Any:
-        return (code,)  # type: ignore[no-untyped-def]
+    def connection(self, this: Connection) -> None:
+        self.note(this)
 
-    async def reason(self, reason: str) -> Any:
-        return (reason,)
+    def code(self, code) -> None:  # type: ignore[no-untyped-def]
+        self.note(code)
 
-    async def ws_code(self, websocket, code: int) -> Any:
-        return (websocket, code)  # type: ignore[no-untyped-def]
+    def reason(self, reason: str) -> None:
+        self.note(reason)
 
-    async def code_ws(self, code: int, conn) -> Any:
-        return (conn, code)  # type: ignore[no-untyped-def]
+    def ws_code(self, websocket, code: int) -> None:  # type: ignore[no-untyped-def]
+        self.note(websocket, code)
 
-    async def all_bare(self, ws, code, reason) -> Any:
-        return (ws, code, reason)  # type: ignore[no-untyped-def]
+    def code_ws(self, code: int, conn) -> None:  # type: ignore[no-untyped-def]
+        self.note(conn, code)
 
-    async def all_turned(self, reason: str, code: int, ws: WebSocket) -> Any:
-        return (reason, code, ws)
+    def all_bare(self, ws, code, reason) -> None:  # type: ignore[no-untyped-def]
+        self.note(ws, code, reason)
 
-    async def keywords(self, *, reason: str, code: int, ws: WebSocket) -> Any:
-        return (reason, code, ws)
+    def all_turned(self, reason: str, code: int, ws: WebSocket) -> None:
+        self.note(ws, code, reason)
 
-    async def defaults(self, ws: WebSocket, code: int = 1000, reason: str = "") -> Any:
-        return (ws, code, reason)
+    def keywords(self, *, reason: str, code: int, ws: WebSocket) -> None:
+        self.note(ws, code, reason)
 
-    async def optional(self, code: int | None = None, reason: str | None = None) -> Any:
-        return (code, reason)
+    def defaults(self, ws: WebSocket, code: int = 1, reason: str = "") -> None:
+        self.note(ws, code, reason)
+
+    def optional(self, code: int | None = None, reason: str | None = None) -> None:
+        self.note(code, reason)
+
+    def note(self, *values: Any) -> None:
+        """Replaced by the test."""
+
+
+def as_async(function: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    """The same hook, async."""
+
+    @functools.wraps(function)
+    async def hook(*args: Any, **kwargs: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        function(*args, **kwargs)
+
+    return hook
+
+
+async def silent(self: Any, message: str) -> None:
+    """Takes messages and says nothing."""
+
+
+@pytest.mark.parametrize("style", ["async", "plain"])
+@pytest.mark.parametrize("name", [name for name in vars(Farewells) if not name.startswith("_") and name != "note"])
+async def test_on_disconnect_takes_any_of_its_parameters_in_any_order(name: str, style: str) -> None:
+    noted: Log = []
+    function = vars(Farewells)[name]
+    names = {"nothing": (), "code": (4321,), "reason": ("tired",), "optional": (4321, "tired")}
+    rest = {"ws_code": (4321,), "code_ws": (4321,)} | dict.fromkeys(
+        ["all_bare", "all_turned", "keywords", "defaults"], (4321, "tired")
+    )
+    cls = hook(
+        "on_disconnect", as_async(function) if style == "async" else function,
+        on_message=silent, note=lambda self, *values: noted.append(values),
+    )  # fmt: skip
+    await talk(app_of(cls), "/", ending=(4321, "tired"))
+    [values] = noted
+    if name in names:
+        assert values == names[name]
+    else:
+        assert isinstance(values[0], WebSocket)
+        assert values[1:] == rest.get(name, ())
+
+
+WRONG_FAREWELLS: dict[str, Callable[..., None]] = {
+    "close_code": lambda self, ws, close_code: None,
+    "exit_code": lambda self, exit_code=1: None,
+    "room": lambda self, ws, code, room: None,
+}
+
+
+def _typed(self: Any, ws: WebSocket, close_code: int) -> None:
+    pass
+
+
+def _depends(self: Any, ws: WebSocket, user: Annotated[str, Depends(silent)]) -> None:
+    pass
+
+
+def _component(self: Any, names: Names) -> None:
+    pass
+
+
+def _request(self: Any, request: Request) -> None:
+    pass
+
+
+def _query(self: Any, code: Annotated[int, Query()]) -> None:
+    pass
+
+
+WRONG_FAREWELLS |= {
+    "close_code: int": _typed, "user": _depends, "names": _component, "request": _request, "code": _query,
+}  # fmt: skip
+
+
+# Starlette's own hook is on_disconnect(self, websocket, close_code).
+@pytest.mark.parametrize("name", WRONG_FAREWELLS)
+def test_an_on_disconnect_with_a_parameter_that_it_does_not_have_is_refused(name: str) -> None:
+    text = refused(hook("on_disconnect", WRONG_FAREWELLS[name], on_message=silent))
+    assert repr(name.partition(":")[0]) in text
+    assert "It takes the WebSocket, code and reason" in text
+
+
+# on_disconnect: when it is called
+
+
+async def _returns(ws: WebSocket) -> None:
+    await ws.accept()
+
+
+async def _returns_early(ws: WebSocket) -> None:
+    pass
+
+
+async def _closes(ws: WebSocket) -> None:
+    await ws.accept()
+    await ws.close(4001, "enough")
+
+
+async def _closes_early(ws: WebSocket) -> None:
+    await ws.close(4001, "enough")
+
+
+async def _denies(ws: WebSocket) -> None:
+    await ws.send_denial_response(JSONResponse({}, 418))
+
+
+async def _waits(ws: WebSocket) -> None:
+    await ws.accept()
+    await ws.receive_text()
+
+
+async def _loops(ws: WebSocket) -> None:
+    await ws.accept()
+    async for _ in ws:
+        pass
+
+
+async def _leaves_in_a_group(ws: WebSocket) -> None:
+    await ws.accept()
+    async with anyio.create_task_group() as group:
+        group.start_soon(ws.receive_text)
+        group.start_soon(anyio.sleep_forever)
+
+
+async def _fails_in_a_group(ws: WebSocket) -> None:
+    await ws.accept()
+
+    async def fail() -> None:
+        raise HTTPException(409, "in a group")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        group.start_soon(fail)
+
+
+def _raises(error: Exception, *, early: bool = False) -> Callable[[WebSocket], Awaitable[None]]:
+    async def handler(ws: WebSocket) -> None:
+        if not early:
+            await ws.accept()
+        raise error
+
+    return handler
+
+
+async def _wrong_kind(ws: WebSocket) -> None:
+    await ws.accept()
+    await ws.receive_bytes()
+
+
+Ending = tuple[Callable[[WebSocket], Awaitable[None]], tuple[int, str], type[Exception] | None]
+ENDINGS: dict[str, Ending] = {
+    "returns": (_returns, (1000, ""), None),
+    "returns before accept": (_returns_early, (4403, ""), None),
+    "closes": (_closes, (4001, "enough"), None),
+    "closes before accept": (_closes_early, (4001, "enough"), None),
+    "denies": (_denies, (4418, ""), None),
+    "raises": (_raises(LookupError("its text")), (1011, "internal error"), LookupError),
+    "raises before accept": (_raises(LookupError("its text"), early=True), (4500, ""), LookupError),
+    "HTTPException": (_raises(HTTPException(401, "who?")), (4401, "who?"), None),
+    "HTTPException before accept": (_raises(HTTPException(401, "who?"), early=True), (4401, ""), None),
+    "WebSocketException": (_raises(WebSocketException(4002, "no")), (4002, "no"), None),
+    "WebSocketException before accept": (_raises(WebSocketException(4002, "no"), early=True), (4002, "no"), None),
+    "HTTPException in a group": (_fails_in_a_group, (4409, "in a group"), None),
+    "a message of the wrong kind": (_wrong_kind, (1003, "expected a binary message, got a text one"), None),
+    "a disconnect of another": (_raises(WebSocketDisconnect(4009)), (1000, ""), None),
+    "the client leaves": (_waits, (4321, "tired"), None),
+    "the client leaves a loop": (_loops, (4321, "tired"), None),
+    "the client leaves a group": (_leaves_in_a_group, (4321, "tired"), None),
+}
+
+
+def method_of(handler: Callable[[WebSocket], Awaitable[None]]) -> Any:
+    """A method that does what a function does."""
+
+    @websocket("/")
+    async def method(self: Any, ws: WebSocket) -> None:
+        await handler(ws)
+
+    return method
+
+
+def noting_farewell(log: Log) -> Any:
+    """An on_disconnect that takes its time, and then notes what it was told."""
+
+    async def on_disconnect(self: Any, ws: WebSocket, code: int, reason: str) -> None:
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        assert (ws.close_code, ws.close_reason) == (code, reason)
+        log.append((code, reason))
+
+    return on_disconnect
+
+
+@pytest.mark.parametrize("scope", ["websocket", "singleton"])
+@pytest.mark.parametrize("name", ENDINGS)
+async def test_a_farewell_is_said_once_however_the_connection_ends(
+    name: str, scope: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler, told, raises = ENDINGS[name]
+    messages = ["a text"] if "wrong kind" in name else []
+    log: Log = []
+
+    class Hooked:
+        method = method_of(handler)
+        on_disconnect = noting_farewell(log)
+
+    class Plain:
+        method = method_of(handler)
+
+    app = app_of(controller("/", scope=scope)(Hooked))
+    client = await talk(app, "/", *messages, raises=raises, ending=(4321, "tired"))
+    assert log == [told]
+    lines = [record.getMessage().replace("Hooked", "Plain") for record in caplog.records]
+    plain = await talk(
+        app_of(controller("/", scope=scope)(Plain)), "/", *messages, raises=raises, ending=(4321, "tired")
+    )
+    without_id = [{**event, "body": b""} if "body" in event else event for event in client.sent]
+    assert [(one["type"], one.get("code"), one.get("status")) for one in without_id] == [
+        (one["type"], one.get("code"), one.get("status")) for one in plain.sent
+    ]
+    assert client.closed == plain.closed
+    assert len(lines) == len(caplog.records) - len(lines) == (1 if raises else 0)
+
+
+@every_shape
+async def test_a_farewell_tells_how_the_client_left(shape: Shape) -> None:
+    log: Log = []
+    app = app_of(hook("on_disconnect", noting_farewell(log), on_message=silent))
+    for ending in [(4321, "tired"), (1000, ""), (1001, "away"), (None, "")]:
+        await talk(app, "/", "hello", ending=ending, shape=shape)
+    codes = {
+        "all": [(4321, "tired"), (1000, ""), (1001, "away"), (1005, "")],
+        "1006": [(1006, "")] * 4,
+        "no reason": [(4321, ""), (1000, ""), (1001, ""), (1005, "")],
+        "none is None": [(4321, ""), (1000, ""), (1001, ""), (1005, "")],
+    }
+    assert log == codes[shape.codes]
+
+
+@every_shape
+async def test_a_farewell_is_said_when_the_connection_breaks(shape: Shape) -> None:
+    log: Log = []
+    client = Live(shape)
+    async with serving(app_of(hook("on_disconnect", noting_farewell(log), on_message=silent)), client):
+        await client.until(lambda server: server.types == ["websocket.accept"])
+        client.abort()
+    assert log == [(shape.abort_code, "")]
+
+
+@every_shape
+async def test_a_farewell_is_said_when_a_send_finds_the_client_gone(shape: Shape) -> None:
+    log: Log = []
+
+    async def on_message(self: Any, message: str) -> str:
+        return message
+
+    client = Client(shape)
+    client.say("one")
+    client.leave(4321, "tired")
+    app = app_of(hook("on_disconnect", noting_farewell(log), on_message=on_message))
+    with anyio.fail_after(DEADLINE):
+        await app(client.scope, client.receive, client.send)
+    assert len(log) == 1
+    # A server that raises says no more than that; the others tell the code when it is read.
+    assert log[0][0] in (1006, 4321)
+
+
+@every_shape
+@pytest.mark.parametrize("name", ["returns", "closes", "HTTPException"])
+async def test_a_farewell_tells_how_the_handler_ended_it_on_every_server(name: str, shape: Shape) -> None:
+    handler, told, _ = ENDINGS[name]
+    log: Log = []
+    client = await talk(
+        app_of(hook("on_disconnect", noting_farewell(log), method=method_of(handler))), "/", shape=shape
+    )
+    assert log == [told]
+    assert client.closed == told
+
+
+@every_shape
+@pytest.mark.parametrize("hooks", [True, False], ids=["on_connect", "framework"])
+async def test_a_farewell_is_said_to_a_client_that_left_before_it_was_accepted(shape: Shape, hooks: bool) -> None:
+    log: Log = []
+
+    async def on_connect(self: Any, ws: WebSocket) -> None:
+        await ws.accept()
+
+    others = {"on_connect": on_connect} if hooks else {}
+    app = app_of(hook("on_disconnect", noting_farewell(log), on_message=silent, **others))
+    client = FakeServer(shape)
+    client.vanish()
+    with anyio.fail_after(DEADLINE):
+        await app(client.scope, client.receive, client.send)
+    assert client.sent == []
+    assert log == [(1006, "")]
+
+
+@every_shape
+@pytest.mark.parametrize("where", ["on_connect", "waiting", "on_message", "method", "before accept"])
+async def test_a_farewell_is_said_when_the_server_stops(where: str, shape: Shape) -> None:
+    log: Log = []
+    reached = anyio.Event()
+
+    async def on_connect(self: Any, ws: WebSocket) -> None:
+        await ws.accept()
+        if where == "on_connect":
+            reached.set()
+            await anyio.sleep_forever()
+
+    async def on_message(self: Any, message: str) -> None:
+        if where == "on_message":
+            reached.set()
+            await anyio.sleep_forever()
+
+    @websocket("/")
+    async def method(self: Any, ws: WebSocket) -> None:
+        if where == "method":
+            await ws.accept()
+        reached.set()
+        await anyio.sleep_forever()
+
+    others: dict[str, Any] = {"on_connect": on_connect, "on_message": on_message}
+    if where in ("method", "before accept"):
+        others = {"method": method}
+    app = app_of(hook("on_disconnect", noting_farewell(log), **others))
+    client = FakeServer(shape)
+    client.say("hello")
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(app, client.scope, client.receive, client.send)
+            if where == "waiting":
+                await client.until(lambda server: server.status == 101)
+                await soon(lambda: not client._inbox)
+            else:
+                await reached.wait()
+            group.cancel_scope.cancel()
+    assert log == [(1012, "the server stops")]
+    assert client.closed is not None
+    assert client.closed[0] in (1012, 4012)
+
+
+async def test_a_farewell_is_said_when_a_later_dependency_refuses() -> None:
+    # T29
+    log: Log = []
+
+    def refuse() -> None:
+        raise HTTPException(403)
+
+    @controller("/")
+    class Guarded:
+        on_disconnect = noting_farewell(log)
+
+        @websocket("/")
+        async def method(self, ws: WebSocket, _: Annotated[None, Depends(refuse)]) -> None:
+            log.append("never")
+
+    assert (await talk(app_of(Guarded), "/")).status == 403
+    assert log == [(4403, "")]
+
+
+async def test_a_farewell_is_said_when_a_dependency_of_a_method_closes() -> None:
+    log: Log = []
+
+    async def refuse(ws: WebSocket) -> None:
+        await ws.close(4002, "not you")
+
+    @controller("/")
+    class Guarded:
+        on_disconnect = noting_farewell(log)
+
+        @websocket("/")
+        async def method(self, ws: WebSocket, _: Annotated[None, Depends(refuse)]) -> None:
+            log.append("never")
+
+    await talk(app_of(Guarded), "/")
+    assert log == [(4002, "not you")]
+
+
+async def test_no_farewell_is_said_when_no_object_was_made() -> None:
+    log: Log = []
+
+    def refuse() -> None:
+        raise HTTPException(403)
+
+    @controller("/")
+    class Guarded:
+        on_disconnect = noting_farewell(log)
+
+        def __init__(self, _: Annotated[None, Depends(refuse)]) -> None:
+            log.append("never")
+
+        async def on_message(self, message: str) -> None:
+            log.append("never")
+
+    @controller("/message")
+    class Needy:
+        on_disconnect = noting_farewell(log)
+
+        async def on_message(self, message: str, _: Annotated[None, Depends(refuse, scope="connection")]) -> None:
+            log.append("never")
+
+    app = app_of(Guarded, Needy)
+    assert (await talk(app, "/")).status == 403
+    assert (await talk(app, "/message")).status == 403
+    assert (await talk(app, "/other")).status == 404
+    assert log == []
+
+
+async def test_an_origin_that_is_refused_reaches_no_object() -> None:
+    log: Log = []
+    app = app_of(hook("on_disconnect", noting_farewell(log), on_message=silent))
+    assert (await talk(app, "/", headers={"origin": "https://evil.example"})).status == 403
+    assert log == []
+
+
+# on_disconnect: what else ends, and in which order
+
+
+async def test_the_farewell_is_said_before_anything_is_cleaned_up() -> None:
+    log: Log = []
+
+    @controller("/", dependencies=[Depends(opening(log, "controller"))])
+    class Ordered:
+        def __init__(self, db: Annotated[str, Depends(opening(log, "constructor"))]) -> None:
+            self.db = db
+
+        @websocket("/")
+        async def method(self, ws: WebSocket) -> None:
+            await ws.accept()
+            log.append("handler")
+
+        async def on_disconnect(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            log.append(f"farewell with {self.db}")
+
+    await talk(app_of(Ordered, dependencies=[Depends(opening(log, "app"))]), "/")
+    assert log == [
+        "+app", "+controller", "+constructor", "handler", "farewell with constructor", "-constructor", "-controller",
+        "-app",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["method", "on_connect"])
+async def test_what_a_method_or_hook_depends_on_is_open_when_the_farewell_is_said(where: str) -> None:
+    log: Log = []
+    db = opening(log, "db")
+
+    class Ordered:
+        db = ""
+
+        async def on_disconnect(self) -> None:
+            log.append(f"farewell with {self.db}")
+
+    class Method(Ordered):
+        @websocket("/")
+        async def method(self, ws: WebSocket, db: Annotated[str, Depends(db)]) -> None:
+            self.db = db
+            await ws.accept()
+
+    class Hooked(Ordered):
+        async def on_connect(self, ws: WebSocket, db: Annotated[str, Depends(db)]) -> None:
+            self.db = db
+            await ws.accept()
+
+    await talk(app_of(controller("/")(Method if where == "method" else Hooked)), "/")
+    assert log == ["+db", "farewell with db", "-db"]
+
+
+@pytest.mark.parametrize("ending", ["returns", "raises"])
+async def test_the_close_is_sent_before_the_farewell_is_said(ending: str) -> None:
+    log: Log = []
+    client = Client()
+
+    @controller("/")
+    class Ordered:
+        method = method_of(ENDINGS[ending][0])
+
+        async def on_disconnect(self, ws: WebSocket) -> None:
+            log.append(client.types)
+            await ws.close(4999)
+
+    app = app_of(Ordered)
+    with anyio.fail_after(DEADLINE), contextlib.suppress(LookupError):
+        await app(client.scope, client.receive, client.send)
+    assert log == [["websocket.accept", "websocket.close"]]
+    assert client.types == ["websocket.accept", "websocket.close"]
+
+
+async def test_all_of_a_controller_runs_in_one_task() -> None:
+    # T36
+    tasks: Log = []
+
+    def note() -> None:
+        tasks.append(anyio.get_current_task().id)
+
+    @controller("/")
+    class One:
+        def __init__(self) -> None:
+            note()
+
+        async def on_connect(self, ws: WebSocket) -> None:
+            note()
+            await ws.accept()
+
+        async def on_message(self, message: str) -> None:
+            note()
+
+        async def on_disconnect(self) -> None:
+            note()
+
+    await talk(app_of(One), "/", "hello")
+    assert len(tasks) == 4
+    assert len(set(tasks)) == 1
+
+
+@pytest.mark.parametrize("style", ["async", "plain"])
+@pytest.mark.parametrize("name", ENDINGS)
+async def test_an_error_in_on_disconnect_is_logged_once_and_hides_nothing(
+    name: str, style: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler, _, raises = ENDINGS[name]
+    messages = ["a text"] if "wrong kind" in name else []
+    log: Log = []
+
+    def on_disconnect(self: Any) -> None:
+        raise KeyError("in the farewell")
+
+    app = app_of(
+        hook(
+            "on_disconnect", as_async(on_disconnect) if style == "async" else on_disconnect, method=method_of(handler)
+        ),
+        dependencies=[Depends(opening(log, "app"))],
+    )
+    client = await talk(app, "/", *messages, raises=raises, ending=(4321, "tired"))
+    plain = await talk(
+        app_of(hook("method", method_of(handler))), "/", *messages, raises=raises, ending=(4321, "tired")
+    )
+    assert (client.status, client.closed) == (plain.status, plain.closed)
+    assert log[-1] == "-app"
+    assert "KeyError" not in str(log)
+    failed = [record for record in caplog.records if "on_disconnect" in record.getMessage()]
+    assert len(failed) == 1
+    assert failed[0].levelname == "ERROR"
+    assert re.match(
+        r"websocket / \(.*test_hooks\.py:\d+\): on_disconnect of connection \w+ failed", failed[0].getMessage()
+    )
+    assert failed[0].exc_info is not None
+    assert isinstance(failed[0].exc_info[1], KeyError)
+
+
+async def test_an_on_disconnect_that_hangs_is_cut_and_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # T38
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.02)
+    log: Log = []
+
+    async def on_disconnect(self: Any) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            log.append("cut")
+
+    for name in ("returns", "raises"):
+        handler, told, raises = ENDINGS[name]
+        app = app_of(hook("on_disconnect", on_disconnect, method=method_of(handler)))
+        assert (await talk(app, "/", raises=raises)).closed == told
+    assert log == ["cut"] * 2
+    assert sum("the clean-up took over 0.02 s and was cut" in record.getMessage() for record in caplog.records) == 2
+
+
+async def test_an_on_disconnect_that_hangs_when_the_server_stops_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.02)
+    log: Log = []
+
+    async def on_disconnect(self: Any) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            log.append("cut")
+
+    client = FakeServer()
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(
+                app_of(hook("on_disconnect", on_disconnect, on_message=silent)),
+                client.scope,
+                client.receive,
+                client.send,
+            )
+            await client.until(lambda server: server.status == 101)
+            group.cancel_scope.cancel()
+    assert log == ["cut"]
+    assert client.closed == (1012, "the server stops")
+
+
+async def test_a_client_that_does_not_read_leaves_time_for_the_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    # T12: the close that cannot be sent takes none of the time of on_disconnect
+    monkeypatch.setattr(cleanup, "CLEAN_UP", 0.05)
+    monkeypatch.setattr(endpoints, "GOODBYE", 0.02)
+    log: Log = []
+
+    async def on_disconnect(self: Any) -> None:
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        log.append("done")
+
+    client = FakeServer()
+
+    async def stalls(ws: WebSocket) -> None:
+        await ws.accept()
+        client.hold = anyio.Event()
+
+    app = app_of(hook("on_disconnect", on_disconnect, method=method_of(stalls)))
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(app, client.scope, client.receive, client.send)
+            await soon(lambda: log)
+            group.cancel_scope.cancel()
+    assert log == ["done"]
+
+
+async def test_a_server_that_stops_during_the_farewell_does_not_cut_it() -> None:
+    log: Log = []
+    begun = anyio.Event()
+
+    async def on_disconnect(self: Any, code: int) -> None:
+        begun.set()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        log.append(code)
+
+    client = FakeServer()
+    client.leave(4321)
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(
+                app_of(hook("on_disconnect", on_disconnect, on_message=silent)),
+                client.scope,
+                client.receive,
+                client.send,
+            )
+            await begun.wait()
+            group.cancel_scope.cancel()
+    assert log == [4321]
+
+
+async def test_an_exception_handler_of_the_app_is_asked_once_and_its_close_is_told() -> None:
+    log: Log = []
+
+    async def handle(ws: WebSocket, error: Exception) -> None:
+        log.append(type(error).__name__)
+        await ws.close(4123, "handled")
+
+    app = app_of(
+        hook("on_disconnect", noting_farewell(log), method=method_of(ENDINGS["raises"][0])),
+        exception_handlers={LookupError: handle},
+    )
+    client = await talk(app, "/")
+    assert client.closed == (4123, "handled")
+    assert log == ["LookupError", (4123, "handled")]
+
+
+async def test_clean_up_sees_the_exception_after_the_farewell(caplog: pytest.LogCaptureFixture) -> None:
+    log: Log = []
+
+    @controller("/")
+    class Fails:
+        def __init__(self, db: Annotated[str, Depends(opening(log, "db"))]) -> None:
+            pass
+
+        method = method_of(ENDINGS["raises"][0])
+        on_disconnect = noting_farewell(log)
+
+    await talk(app_of(Fails), "/", raises=LookupError)
+    assert log == ["+db", (1011, "internal error"), "db: LookupError", "-db"]
+    assert len(caplog.records) == 1
+
+
+async def test_a_dependency_that_swallows_the_exception_ends_it_after_the_farewell() -> None:
+    log: Log = []
+
+    async def swallows() -> AsyncIterator[None]:
+        with contextlib.suppress(LookupError):
+            yield
+
+    @controller("/", dependencies=[Depends(swallows)])
+    class Fails:
+        method = method_of(ENDINGS["raises"][0])
+        on_disconnect = noting_farewell(log)
+
+    client = await talk(app_of(Fails), "/")
+    assert client.closed == (1011, "internal error")
+    assert log == [(1011, "internal error")]
+
+
+async def test_clean_up_that_fails_after_the_farewell_is_logged_and_raised(caplog: pytest.LogCaptureFixture) -> None:
+    log: Log = []
+
+    async def commit() -> AsyncIterator[None]:
+        yield
+        raise KeyError("cannot commit")
+
+    @controller("/", dependencies=[Depends(commit)])
+    class Fails:
+        method = method_of(ENDINGS["returns"][0])
+        on_disconnect = noting_farewell(log)
+
+    client = await talk(app_of(Fails), "/", raises=KeyError)
+    assert client.closed == (1000, "")
+    assert log == [(1000, "")]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+# The code and reason of a WebSocket's end
+
+
+async def test_a_websocket_knows_how_it_ended() -> None:
+    server = FakeServer()
+    ws: WebSocket[Any, Any] = WebSocket(server.scope, server.receive, server.send)
+    assert (ws.close_code, ws.close_reason) == (None, None)
+    await ws.accept()
+    assert (ws.close_code, ws.close_reason) == (None, None)
+    server.leave(4321, "tired")
+    with pytest.raises(WebSocketDisconnect):
+        await ws.receive_text()
+    assert (ws.close_code, ws.close_reason) == (4321, "tired")
+    await ws.close(4000, "mine")
+    assert (ws.close_code, ws.close_reason) == (4321, "tired")
+
+
+async def test_a_websocket_knows_how_it_was_closed() -> None:
+    server = FakeServer(DAPHNE)
+    ws: WebSocket[Any, Any] = WebSocket(server.scope, server.receive, server.send)
+    await ws.accept()
+    await ws.close(1012, "later")
+    assert (ws.close_code, ws.close_reason) == (1012, "later")
+    assert server.closed == (4012, "later")
+
+
+@pytest.mark.parametrize("shape", [UVICORN, DAPHNE], ids=lambda shape: shape.name)
+async def test_a_handshake_that_was_refused_with_a_status_ended_with_that_in_the_four_thousands(shape: Shape) -> None:
+    server = FakeServer(shape)
+    ws: WebSocket[Any, Any] = WebSocket(server.scope, server.receive, server.send)
+    await ws.send_denial_response(JSONResponse({}, 418))
+    assert ws.close_code == 4418
+
+
+# Scenarios
+
+
+async def test_the_safe_loop_answers_bad_json_and_bad_fields_and_goes_on() -> None:
+    @controller("/hooks")
+    class Hooks:
+        async def on_message(self, message: Say) -> str:
+            return message.text
+
+    @controller("/loop")
+    class Loop:
+        @websocket("/for")
+        async def declared(self, ws: WebSocket[Say, str]) -> None:
+            await ws.accept()
+            async for message in ws:
+                await ws.send_text(message.text)
+
+        @websocket("/by-hand")
+        async def by_hand(self, ws: WebSocket) -> None:
+            await ws.accept()
+            with contextlib.suppress(WebSocketDisconnect):
+                while True:
+                    try:
+                        message = await ws.receive_json(type=Say)
+                    except MessageError as error:
+                        await ws.send_json({"type": "error", "detail": error.detail, "path": error.path})
+                    else:
+                        await ws.send_text(message.text)
+
+    app = app_of(Hooks, Loop)
+    for path in ("/hooks", "/loop/for", "/loop/by-hand"):
+        client = await talk(app, path, "{", '{"type":"say","text":[]}', '{"type":"say"}', SAY)
+        *errors, last = client.texts
+        assert last == "hi"
+        frames = [json.loads(error) for error in errors]
+        assert [frame["type"] for frame in frames] == ["error"] * 3
+        assert "not JSON" in frames[0]["detail"]
+        assert frames[1]["path"] == "$.text"
+        assert "`text`" in frames[2]["detail"]
+        assert client.closed is None
+
+
+@every_shape
+@pytest.mark.parametrize("how", ["close", "raise", "returned to"])
+async def test_the_client_sees_a_custom_close_code(shape: Shape, how: str) -> None:
+    @controller("/")
+    class Custom:
+        async def on_connect(self, ws: WebSocket) -> None:
+            await ws.accept()
+
+        async def on_message(self, ws: WebSocket, message: Say) -> str | None:
+            if how == "raise":
+                raise WebSocketException(4007, "a code of ours")
+            if how == "close":
+                await ws.close(4007, "a code of ours")
+            return None
+
+        async def on_disconnect(self, code: int) -> None:
+            log.append(code)
+
+    log: Log = []
+    client = await talk(app_of(Custom), "/", SAY, ending=(4008, ""), shape=shape)
+    if how == "returned to":
+        assert client.closed is None
+        assert log == [1006 if shape.codes == "1006" else 4008]
+    else:
+        assert client.closed == (4007, "a code of ours")
+        assert log == [4007]
+
+
+@pytest.mark.parametrize("how", ["leaves", "raises", "stops", "refused"])
+async def test_a_session_is_taken_out_of_its_set_however_it_ends(how: str) -> None:
+    # T52
+    @component
+    class Sessions:
+        def __init__(self) -> None:
+            self.open: set[Any] = set()
+
+    seen: list[Sessions] = []
+
+    @controller("/", scope="websocket")
+    class Session:
+        def __init__(self, sessions: Sessions) -> None:
+            self.sessions = sessions
+            seen.append(sessions)
+
+        @websocket("/")
+        async def serve(self, ws: WebSocket) -> None:
+            self.sessions.open.add(self)
+            if how == "refused":
+                raise HTTPException(403)
+            await ws.accept()
+            async for text in ws.iter_text():
+                if text == "raises":
+                    raise LookupError(text)
+
+        async def on_disconnect(self, ws: WebSocket) -> None:
+            await anyio.lowlevel.checkpoint()
+            self.sessions.open.discard(self)
+
+    client = Client() if how == "raises" else FakeServer()
+    with anyio.fail_after(DEADLINE), contextlib.suppress(LookupError):
+        async with anyio.create_task_group() as group:
+
+            async def serve() -> None:
+                with contextlib.suppress(LookupError):
+                    await app_of(Session)(client.scope, client.receive, client.send)
+
+            group.start_soon(serve)
+            await soon(lambda: seen and (seen[0].open or client.status == 403))
+            if how == "leaves":
+                client.leave()
+            elif how == "raises":
+                client.say("raises")
+            elif how == "stops":
+                group.cancel_scope.cancel()
+    assert len(seen) == 1
+    assert seen[0].open == set()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("on_mesage", "on_message"), ("on_messages", "on_message"), ("on_conect", "on_connect"),
+        ("on_disconect", "on_disconnect"), ("on_disconnected", "on_disconnect"),
+    ],
+)  # fmt: skip
+def test_a_hook_with_a_typing_error_is_refused(wrong: str, meant: str) -> None:
+    async def helper(self: Any, ws: WebSocket) -> None:
+        pass
+
+    text = refused(
+        hook(wrong, helper, on_message=silent) if meant != "on_message" else hook(wrong, helper, on_connect=helper)
+    )
+    assert repr(wrong) in text
+    assert f"Did you mean {meant!r}?" in text
+    assert "Known: on_connect, on_message, on_disconnect" in text
+
+
+async def test_a_method_whose_name_is_near_a_hook_may_say_what_it_is_for() -> None:
+    @controller("/")
+    class Near:
+        @on(Say)
+        async def on_messages(self) -> str:
+            return "fine"
+
+        def on_board(self) -> None:
+            pass
+
+    assert (await talk(app_of(Near), "/", SAY)).texts == ["fine"]
+
+
+@pytest.mark.parametrize("name", ["on_connect", "on_message", "on_disconnect"])
+@pytest.mark.parametrize("kind", [staticmethod, classmethod, property])
+def test_a_hook_that_is_no_method_is_refused(name: str, kind: Any) -> None:
+    def function(self: Any) -> None:
+        pass
+
+    others = {"on_message": silent} if name != "on_message" else {"on_connect": plainly}
+    text = refused(hook(name, kind(function), **others))
+    assert repr(name) in text
+    assert f"is no method, but a {kind.__name__}" in text
+
+
+@pytest.mark.parametrize("name", ["on_connect", "on_message", "on_disconnect"])
+def test_a_hook_without_self_is_refused(name: str) -> None:
+    async def function() -> None:
+        pass
+
+    async def socket(ws: WebSocket) -> None:
+        pass
+
+    for one in (function, socket):
+        others = {"on_message": silent} if name != "on_message" else {"on_connect": plainly}
+        text = refused(hook(name, one, **others))
+        assert "takes the controller first" in text
+        assert "async def name(self, ...)" in text
+
+
+def test_an_on_message_without_a_message_is_refused() -> None:
+    async def on_message(self: Any, ws: WebSocket) -> None:
+        pass
+
+    text = refused(hook("on_message", on_message))
+    assert "on_message has no parameter for the message" in text
+    assert "`message: Say`" in text
+
+
+def test_an_on_message_that_is_a_plain_generator_is_refused() -> None:
+    def on_message(self: Any, message: str) -> Iterator[str]:
+        yield message
+
+    text = refused(hook("on_message", on_message))
+    assert "a plain generator cannot reply" in text
+    assert "`async def`" in text
+
+
+def test_a_message_that_cannot_be_decoded_is_refused() -> None:
+    class Opaque:
+        pass
+
+    async def on_message(self: Any, message: Opaque) -> None:
+        pass
+
+    text = refused(hook("on_message", on_message))
+    assert "Opaque" in text
+    assert "msgspec" in text
+
+
+def test_two_methods_for_one_type_are_refused() -> None:
+    @controller("/")
+    class Twice:
+        @on(Say, Move)
+        async def one(self) -> None:
+            pass
+
+        @on(Stop, Say)
+        async def two(self) -> None:
+            pass
+
+    text = refused(Twice)
+    assert "two methods take Say: one and two" in text
+
+
+def test_a_type_of_on_that_on_message_takes_too_is_refused() -> None:
+    @controller("/")
+    class Twice:
+        @on(Say)
+        async def one(self) -> None:
+            pass
+
+        async def on_message(self, message: Say | Move) -> None:
+            pass
+
+    assert "two methods take Say: one and on_message" in refused(Twice)
+
+
+class SameTag(msgspec.Struct, tag="say"):
+    """Another message of the tag."""
+
+
+class OtherField(msgspec.Struct, tag="other", tag_field="kind"):
+    """A message whose tag stands elsewhere."""
+
+
+class Generic1(msgspec.Struct, Generic[T], tag="box"):
+    """A message of any content."""
+
+    content: T
+
+
+@pytest.mark.parametrize("other", [Untagged, SameTag, OtherField, dict], ids=lambda one: one.__name__)
+def test_types_that_cannot_be_told_apart_are_refused(other: Any) -> None:
+    @controller("/")
+    class Alike:
+        @on(Say)
+        async def one(self) -> None:
+            pass
+
+        @on(other)
+        async def two(self) -> None:
+            pass
+
+    text = refused(Alike)
+    assert "cannot be decoded" in text
+    assert other.__name__ in text or "Say" in text
+
+
+@pytest.mark.parametrize("declared", [None, Any])
+def test_an_on_message_for_anything_beside_on_is_refused(declared: Any) -> None:
+    async def unannotated(self: Any, message) -> None:  # type: ignore[no-untyped-def]
+        pass
+
+    async def anything(self: Any, message: Any) -> None:
+        pass
+
+    @on(Say)
+    async def say(self: Any) -> None:
+        pass
+
+    function = {None: unannotated, Any: anything}[declared]
+    text = refused(hook("on_message", function, say=say))
+    assert f"{function.__name__} takes messages of any type beside methods with @on" in text
+    assert "Annotate" in text
+
+
+def test_an_annotation_that_is_not_the_type_of_on_is_refused() -> None:
+    @controller("/")
+    class Wrong:
+        @on(Say)
+        async def say(self, message: Move) -> None:
+            pass
+
+    text = refused(Wrong)
+    assert "'message' is annotated with Move, but the method is @on(Say)" in text
+    assert "Annotate it with Say" in text
+
+
+def test_an_on_without_types_is_refused() -> None:
+    for types in ((), (silent,)):
+        with pytest.raises(SignatureError, match=r"@on names no type of messages.*@on\(Say\)"):
+            on(*types)
+
+
+@pytest.mark.parametrize("wrong", ["say", Say("an object"), 7], ids=repr)
+def test_an_on_with_something_else_than_types_is_refused(wrong: Any) -> None:
+    async def say(self: Any) -> None:
+        pass
+
+    with pytest.raises(SignatureError):
+        app_of(hook("say", on(wrong)(say)))
+
+
+def test_a_method_with_both_a_path_and_on_is_refused() -> None:
+    @controller("/")
+    class Both:
+        @websocket("/")
+        @on(Say)
+        async def say(self, ws: WebSocket) -> None:
+            pass
+
+    text = refused(Both)
+    assert "say" in text
+    assert "Receive them in the @websocket method" in text
+
+
+def test_a_struct_that_is_no_message_is_explained_as_a_parameter_of_the_hook() -> None:
+    async def on_connect(self: Any, ws: WebSocket, note: Untagged) -> None:
+        pass
+
+    text = refused(hook("on_connect", on_connect))
+    assert "parameter 'note' is a Struct" in text
+    assert "Query()" in text
+
+
+async def test_reading_in_on_message_itself_is_allowed() -> None:
+    async def on_message(self: Any, ws: WebSocket, message: str) -> str:
+        return message + await ws.receive_text()
+
+    assert (await talk(app_of(hook("on_message", on_message)), "/", "a", "b", "c", "d")).texts == ["ab", "cd"]
+
+
+async def test_a_reply_after_your_own_close_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def on_message(self: Any, ws: WebSocket, message: str) -> str:
+        await ws.close(4001)
+        return message
+
+    client = await talk(app_of(hook("on_message", on_message)), "/", "a", raises=WebSocketStateError)
+    assert client.closed == (4001, "")
+    assert len(caplog.records) == 1

@@ -27,8 +27,8 @@ from asgiws import (
     cleanup,
     component,
 )
-from asgiws.errors import ParameterError, ParameterProblem
-from asgiws.plans import Dependency, Plan, every_dependency, itself, style_of, told_with
+from asgiws.errors import ParameterError, ParameterProblem, told_with
+from asgiws.plans import Dependency, Plan, every_dependency, itself, style_of
 from asgiws.signature import parameters_of
 from tests.fakes import DEADLINE, SHAPES, FakeServer, Shape, converse, request
 from tests.test_components import asking, connect, line_of, refusal, says, taking, visit
