@@ -1,8 +1,8 @@
-"""Every example as a stranger runs it: a process of its own on a real port, and real clients."""
+"""Every example as a stranger runs it, in a process of its own with real clients; the chat also in-process."""
 
+import base64
 import contextlib
 import dataclasses
-import itertools
 import json
 import pathlib
 import re
@@ -12,20 +12,37 @@ import subprocess
 import sys
 import threading
 import typing
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote
 
 import anyio
 import httpx
+import msgspec
 import pytest
+from anyio.abc import TaskGroup
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from asgiws.security import SubprotocolToken
+from asgiws.testing import (
+    SHAPES,
+    AsyncTestClient,
+    AsyncWebSocketSession,
+    FakeServer,
+    Shape,
+    TestClient,
+    WebSocketDenied,
+    WebSocketSession,
+)
 from examples.chat import app as chat_app
-from tests.fakes import DEADLINE, SHAPES, FakeServer, Shape
+from examples.chat.app import IsTyping, Joined, Left, Rooms, Said, Say, Typing, Welcome
+from tests.fakes import DEADLINE
 
 ROOT = pathlib.Path(__file__).parent.parent
+HEADER = 14  # bytes of the longest header of a frame (RFC 6455, 5.2)
 LOOPBACK = "127.0.0.1"
 NAMES = ("echo", "chat", "embedded")
 START = 20.0
@@ -46,13 +63,18 @@ class Example:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url(path, "http"), timeout=DEADLINE, trust_env=False)
 
-    def connect(self, path: str, **options: Any) -> contextlib.AbstractContextManager[ClientConnection]:
+    def connect(
+        self, path: str, name: str | None = None, **options: Any
+    ) -> contextlib.AbstractContextManager[ClientConnection]:
+        """A real client; its name, if it has one, is in a cookie."""
+        headers = {"cookie": f"name={quote(name)}"} if name is not None else {}
         opened: contextlib.AbstractContextManager[ClientConnection] = connect(
-            self.url(path), open_timeout=DEADLINE, close_timeout=DEADLINE, proxy=None, **options
-        )
+            self.url(path), open_timeout=DEADLINE, close_timeout=DEADLINE, proxy=None, additional_headers=headers,
+            **options,
+        )  # fmt: skip
         return opened
 
-    def deaf(self, path: str) -> socket.socket:
+    def deaf(self, path: str, name: str) -> socket.socket:
         """The socket of a client that has shaken hands and does nothing from then on, not even read."""
         client = socket.socket()
         client.settimeout(DEADLINE)
@@ -60,6 +82,7 @@ class Example:
         client.connect((LOOPBACK, self.port))
         client.sendall(
             f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}:{self.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Cookie: name={name}\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode(),
         )
         assert client.recv(12) == b"HTTP/1.1 101"
@@ -181,14 +204,14 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(name: str, mi
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("echo", "/echo/lobby/2"), ("chat", "/rooms/lobby?name={}"), ("embedded", "/ws/clock?every=0.1")],
+    [("echo", "/echo/lobby/2"), ("chat", "/rooms/lobby"), ("embedded", "/ws/clock?every=0.1")],
 )
 def test_a_signal_ends_it_within_seconds_though_sockets_are_open(name: str, path: str, how: signal.Signals) -> None:
     with (
         running(name) as example,
-        example.connect(path.format("ann")) as one,
-        example.connect(path.format("bob")),
-        example.deaf(path.format("deaf")),
+        example.connect(path, "ann") as one,
+        example.connect(path, "bob"),
+        example.deaf(path, "deaf"),
     ):
         errors = example.end(how)
         assert errors == ""
@@ -231,62 +254,90 @@ def test_echo_refuses_a_path_that_does_not_validate(echo: Example, path: str, st
     assert refused.value.response.status_code == status
 
 
-# chat
+# chat, in-process
 
-_numbers = itertools.count()
+
+OUT = chat_app.Out
+PREFIX = SubprotocolToken().prefix
+
+
+def offer(name: str) -> list[str]:
+    """The subprotocols that the page offers."""
+    return ["chat", PREFIX + base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")]
 
 
 @pytest.fixture
-def room() -> str:
-    """A room that no other test uses."""
-    return f"room-{next(_numbers)}"
+def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Rooms]]:
+    """The rooms of each start of the app. When the test is over nobody may be in them."""
+    opened: list[Rooms] = []
+
+    class Kept(Rooms):
+        def __init__(self, background: TaskGroup) -> None:
+            super().__init__(background)
+            opened.append(self)
+
+    monkeypatch.setattr(chat_app, "Rooms", Kept)
+    yield opened
+    assert opened
+    assert not any(one._rooms for one in opened)
+
+
+@pytest.fixture
+def client(rooms: list[Rooms]) -> Iterator[TestClient]:
+    with TestClient(chat_app.app) as client:
+        yield client
 
 
 @contextlib.contextmanager
-def member(chat: Example, room: str, name: str, *others: str) -> Iterator[ClientConnection]:
+def member(client: TestClient, room: str, name: str, *others: str) -> Iterator[WebSocketSession]:
     """A member of a room where these others are already."""
-    with chat.connect(f"/rooms/{quote(room)}?name={quote(name)}") as ws:
-        assert receive(ws) == {"type": "welcome", "users": sorted([name, *others])}
-        assert receive(ws) == {"type": "joined", "user": name}
+    with client.websocket_connect(f"/rooms/{quote(room)}", subprotocols=offer(name)) as ws:
+        assert ws.accepted_subprotocol == "chat"
+        assert ws.receive(OUT) == Welcome(sorted([name, *others]))
+        assert ws.receive(OUT) == Joined(name)
         yield ws
 
 
-def say(ws: ClientConnection, text: str) -> None:
-    ws.send(json.dumps({"type": "say", "text": text}))
+def test_members_of_a_room_see_who_comes_who_speaks_and_who_goes(client: TestClient) -> None:
+    with member(client, "lobby", "ann") as ann:
+        with member(client, "lobby", "bob", "ann") as bob:
+            assert ann.receive(OUT) == Joined("bob")
+            ann.send_json(Say("hello"))
+            assert ann.receive(OUT) == bob.receive(OUT) == Said("ann", "hello")
+            bob.send_json(Say("hi\n<b>ann</b>"))
+            assert ann.receive(OUT) == bob.receive(OUT) == Said("bob", "hi\n<b>ann</b>")
+            bob.send_json(Typing())
+            assert ann.receive(OUT) == bob.receive(OUT) == IsTyping("bob")
+        assert ann.receive(OUT) == Left("bob")
+        with member(client, "lobby", "bob", "ann"):
+            assert ann.receive(OUT) == Joined("bob")
+        assert ann.receive(OUT) == Left("bob")
+        ann.expect_no_message()
 
 
-def test_members_of_a_room_see_who_comes_who_speaks_and_who_goes(chat: Example, room: str) -> None:
-    with member(chat, room, "ann") as ann:
-        with member(chat, room, "bob", "ann") as bob:
-            assert receive(ann) == {"type": "joined", "user": "bob"}
-            say(ann, "hello")
-            say(bob, "hi\n<b>ann</b>")
-            said = (
-                {"type": "said", "user": "ann", "text": "hello"},
-                {"type": "said", "user": "bob", "text": "hi\n<b>ann</b>"},
-            )
-            for ws in (ann, bob):
-                assert sorted((receive(ws), receive(ws)), key=lambda message: message["user"]) == list(said)
-            bob.send('{"type": "typing"}')
-            assert receive(ann) == receive(bob) == {"type": "typing", "user": "bob"}
-        assert receive(ann) == {"type": "left", "user": "bob"}
-        with member(chat, room, "bob", "ann"):
-            assert receive(ann) == {"type": "joined", "user": "bob"}
+def test_the_messages_are_on_the_wire_as_the_page_knows_them(client: TestClient) -> None:
+    with client.websocket_connect("/rooms/lobby", subprotocols=offer("ann")) as ann:
+        assert ann.receive_text() == '{"type":"welcome","users":["ann"]}'
+        assert ann.receive_text() == '{"type":"joined","user":"ann"}'
+        ann.send_text('{"type": "say", "text": "hi"}')
+        assert ann.receive_text() == '{"type":"said","user":"ann","text":"hi"}'
+        ann.send_text('{"type": "typing"}')
+        assert ann.receive_text() == '{"type":"typing","user":"ann"}'
 
 
-def test_nothing_is_seen_in_another_room(chat: Example, room: str) -> None:
-    with member(chat, f"{room}-other", "eve") as eve:
-        with member(chat, room, "ann") as ann:
-            say(ann, "for this room")
-            assert receive(ann)["text"] == "for this room"
-        say(eve, "alone")
-        assert receive(eve) == {"type": "said", "user": "eve", "text": "alone"}
+def test_nothing_is_seen_in_another_room(client: TestClient) -> None:
+    with member(client, "other", "eve") as eve:
+        with member(client, "lobby", "ann") as ann:
+            ann.send_json(Say("for this room"))
+            assert ann.receive(OUT) == Said("ann", "for this room")
+        eve.expect_no_message()
 
 
 @pytest.mark.parametrize(
     ("message", "detail"),
     [
         ("{", "not JSON"),
+        ("", "not JSON"),
         ("[]", "expected `object`"),
         ('{"type": "shout", "text": "hi"}', "'say', 'typing'"),
         ('{"text": "hi"}', "type"),
@@ -300,92 +351,200 @@ def test_nothing_is_seen_in_another_room(chat: Example, room: str) -> None:
     ],
 )
 def test_a_message_that_does_not_validate_gets_an_error_frame_and_nobody_else_sees_it(
-    chat: Example, room: str, message: str | bytes, detail: str
+    client: TestClient, message: str | bytes, detail: str
 ) -> None:
-    with member(chat, room, "ann") as ann, member(chat, room, "bob", "ann") as bob:
-        bob.send(message)
-        error = receive(bob)
+    with member(client, "lobby", "ann") as ann, member(client, "lobby", "bob", "ann") as bob:
+        assert ann.receive(OUT) == Joined("bob")
+        bob.send_bytes(message) if isinstance(message, bytes) else bob.send_text(message)
+        error = bob.receive_json()
         assert error["type"] == "error"
         assert detail in error["detail"]
-        say(bob, "x" * 1000)
-        assert receive(bob)["text"] == "x" * 1000
-        assert [receive(ann)["type"], receive(ann)["type"]] == ["joined", "said"]
+        bob.send_json(Say("x" * 1000))
+        assert ann.receive(OUT) == bob.receive(OUT) == Said("bob", "x" * 1000)
 
 
-@pytest.mark.parametrize("name", ["", " ", " ann", "ann ", "ann\n", "a\nb", "x" * 25])
-def test_a_name_that_breaks_its_constraints_is_refused(chat: Example, room: str, name: str) -> None:
-    with pytest.raises(InvalidStatus) as refused, chat.connect(f"/rooms/{room}?name={quote(name)}"):
+def test_who_sends_nothing_but_bad_messages_is_closed_and_has_left(client: TestClient) -> None:
+    with member(client, "lobby", "ann") as ann, member(client, "lobby", "bob", "ann") as bob:
+        for _ in range(10):
+            bob.send_text("{")
+            assert bob.receive_json()["type"] == "error"
+        bob.expect_close(1007)
+        assert [ann.receive(OUT), ann.receive(OUT)] == [Joined("bob"), Left("bob")]
+
+
+messages = st.text() | st.binary() | st.sampled_from(["say", "typing", "x"]).flatmap(
+    lambda kind: st.fixed_dictionaries({"type": st.just(kind), "text": st.text() | st.none()}).map(json.dumps)
+)  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(st.lists(messages, max_size=5))
+def test_whatever_a_member_sends_is_answered_and_the_next_message_gets_through(sent: list[str | bytes]) -> None:
+    with TestClient(chat_app.app) as client, member(client, "lobby", "ann") as ann:
+        for message in sent:
+            ann.send_bytes(message) if isinstance(message, bytes) else ann.send_text(message)
+            assert ann.receive_json()["type"] in {"error", "said", "typing"}
+        ann.send_json(Say("still here"))
+        assert ann.receive(OUT) == Said("ann", "still here")
+
+
+# The name
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 24, "नीलम शर्मा", "O'Brien", "<b>", "🙂", "50%", "a;b", 'say "hi"', "=+/"])
+def test_a_name_may_be_in_any_script_as_a_token_and_as_a_cookie(client: TestClient, name: str) -> None:
+    with member(client, "lobby", name) as ws:
+        ws.send_json(Say("hi"))
+        assert ws.receive(OUT) == Said(name, "hi")
+    with client.websocket_connect("/rooms/lobby", cookies={"name": quote(name)}) as ws:
+        assert ws.accepted_subprotocol is None
+        assert ws.receive(OUT) == Welcome([name])
+
+
+def test_two_tabs_of_a_browser_are_two_members_whatever_their_cookie_says(client: TestClient) -> None:
+    client.cookies.set("name", "eve")
+    with member(client, "lobby", "ann") as ann, member(client, "lobby", "bob", "ann"):
+        assert ann.receive(OUT) == Joined("bob")
+
+
+REFUSED = "a name is one line of up to 24 characters, with no space at its ends"
+NAMELESS = "send your name, as a token or in a cookie"
+LONELY = "offer another subprotocol besides the token: the answer must name one"
+
+
+@pytest.mark.parametrize(
+    ("subprotocols", "cookie", "status", "detail"),
+    [
+        ([], None, 401, NAMELESS),
+        (["chat"], None, 401, NAMELESS),
+        ([], "", 401, NAMELESS),
+        (["chat", PREFIX], None, 401, NAMELESS),
+        (["chat", f"{PREFIX}Y"], None, 401, NAMELESS),
+        (["chat", f"{PREFIX}_w"], None, 401, NAMELESS),
+        (offer("a\tb"), None, 401, NAMELESS),
+        ([*offer("ann"), *offer("bob")], None, 401, NAMELESS),
+        (offer("ann")[1:], None, 400, LONELY),
+        *[(offer(name), None, 422, REFUSED) for name in (" ", " ann", "ann ", "x" * 25)],
+        *[([], quote(name), 422, REFUSED) for name in (" ", " ann", "ann\n", "a\nb", "x" * 25, "\N{NO-BREAK SPACE}")],
+        (offer(" "), "ann", 422, REFUSED),
+    ],
+)
+def test_a_name_that_is_missing_or_breaks_its_constraints_is_refused_with_a_reason(
+    client: TestClient, subprotocols: list[str], cookie: str | None, status: int, detail: str
+) -> None:
+    cookies = {} if cookie is None else {"name": cookie}
+    with (
+        pytest.raises(WebSocketDenied) as denied,
+        client.websocket_connect("/rooms/lobby", subprotocols=subprotocols, cookies=cookies),
+    ):
         pass
-    assert refused.value.response.status_code == 403
+    assert (denied.value.status_code, denied.value.json()) == (status, {"detail": detail})
+    assert ("www-authenticate" in denied.value.headers) == (status == 401)
+
+
+@settings(max_examples=60)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.booleans())
+def test_any_name_is_either_taken_as_it_is_or_refused(name: str, as_token: bool) -> None:
+    sent: Any = {"subprotocols": offer(name)} if as_token else {"cookies": {"name": quote(name)}}
+    with TestClient(chat_app.app) as client:
+        status = 101
+        try:
+            with client.websocket_connect("/rooms/lobby", **sent) as ws:
+                assert ws.receive(OUT) == Welcome([name])
+        except WebSocketDenied as denied:
+            status = denied.status_code
+    fits = 0 < len(name) <= 24 and name == name.strip() and "\n" not in name
+    has_controls = as_token and re.search(r"[\x00-\x1f\x7f]", name)
+    if name == "" or has_controls:
+        assert status == 401
+    else:
+        assert status == (101 if fits else 422)
+
+
+def test_the_name_in_the_token_stands_in_no_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    with (
+        member(client, "lobby", "ann"),
+        contextlib.suppress(WebSocketDenied),
+        client.websocket_connect("/rooms/lobby", subprotocols=[*offer("ann"), *offer("bob")]),
+    ):
+        pass
+    assert offer("ann")[1] not in caplog.text
+    assert PREFIX not in caplog.text
 
 
 @pytest.mark.parametrize(("room", "status"), [("", 404), ("a/b", 404), ("a%20b", 403), ("x" * 25, 403), ("a%0A", 403)])
-def test_a_room_that_breaks_its_constraints_is_refused(chat: Example, room: str, status: int) -> None:
-    with pytest.raises(InvalidStatus) as refused, chat.connect(f"/rooms/{room}?name=ann"):
+def test_a_room_that_breaks_its_constraints_is_refused(client: TestClient, room: str, status: int) -> None:
+    with (
+        pytest.raises(WebSocketDenied) as denied,
+        client.websocket_connect(f"/rooms/{room}", subprotocols=offer("ann")),
+    ):
         pass
-    assert refused.value.response.status_code == status
+    assert denied.value.status_code == status
 
 
-@pytest.mark.parametrize("name", ["x" * 24, "नीलम शर्मा", "O'Brien", "<b>", "🙂"])
-def test_a_name_may_be_in_any_script(chat: Example, room: str, name: str) -> None:
-    with member(chat, room, name) as ws:
-        say(ws, "hi")
-        assert receive(ws) == {"type": "said", "user": name, "text": "hi"}
+def test_a_name_is_taken_once_a_room_and_the_close_says_so(client: TestClient) -> None:
+    with member(client, "lobby", "ann") as ann:
+        with client.websocket_connect("/rooms/lobby", subprotocols=offer("ann")) as second:
+            second.expect_close(4409, reason="ann is here already, choose another name")
+        ann.send_json(Say("still here"))
+        assert ann.receive(OUT) == Said("ann", "still here")
+        with member(client, "other", "ann"):
+            ann.expect_no_message()
 
 
-def test_a_name_is_taken_once_a_room_and_the_close_says_so(chat: Example, room: str) -> None:
-    with member(chat, room, "ann") as ann:
-        with chat.connect(f"/rooms/{room}?name=ann") as second, pytest.raises(ConnectionClosed) as closed:
-            second.recv(timeout=DEADLINE)
-        assert closed.value.rcvd is not None
-        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4409, "ann is here already, choose another name")
-        say(ann, "still here")
-        assert receive(ann)["text"] == "still here"
-        with member(chat, f"{room}-other", "ann"):
+@pytest.mark.parametrize(("origin", "status"), [
+    ("http://testserver", 101), ("http://evil.example", 403), ("http://testserver:1", 403), ("null", 403),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "sent", [{"subprotocols": offer("ann")}, {"cookies": {"name": "ann"}}], ids=["token", "cookie"]
+)
+def test_only_the_page_of_this_server_may_join(
+    client: TestClient, sent: dict[str, Any], origin: str, status: int
+) -> None:
+    outcome = 101
+    try:
+        with client.websocket_connect("/rooms/lobby", origin=origin, **sent):
             pass
+    except WebSocketDenied as denied:
+        outcome = denied.status_code
+    assert outcome == status
 
 
-def test_a_message_too_big_ends_its_own_connection_only(chat: Example, room: str) -> None:
-    with member(chat, room, "ann") as ann:
-        with member(chat, room, "bob", "ann") as bob:
-            say(bob, "x" * 65_536)
-            with pytest.raises(ConnectionClosed) as closed:
-                bob.recv(timeout=DEADLINE)
-            assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == 1009
-        assert [receive(ann), receive(ann)] == [{"type": "joined", "user": "bob"}, {"type": "left", "user": "bob"}]
+# The end of a member
 
 
-def test_a_client_whose_connection_breaks_has_left(chat: Example, room: str) -> None:
-    with member(chat, room, "ann") as ann:
-        with chat.deaf(f"/rooms/{room}?name=bob"):
-            assert receive(ann) == {"type": "joined", "user": "bob"}
-        assert receive(ann) == {"type": "left", "user": "bob"}
-
-
-def test_a_client_that_does_not_read_is_dropped_and_holds_up_neither_the_others_nor_the_end(room: str) -> None:
-    with running("chat") as chat, member(chat, room, "ann") as ann, chat.deaf(f"/rooms/{room}?name=deaf"):
-        assert receive(ann) == {"type": "joined", "user": "deaf"}
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["close", "abort", "vanish"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+async def test_who_goes_has_left_on_every_server_however_it_went(rooms: list[Rooms], shape: Shape, how: str) -> None:
+    async with (
+        AsyncTestClient(chat_app.app, server=shape) as client,
+        client.websocket_connect("/rooms/lobby", subprotocols=offer("ann")) as ann,
+    ):
+        assert ann.accepted_subprotocol == "chat"
+        assert [await ann.receive(OUT), await ann.receive(OUT)] == [Welcome(["ann"]), Joined("ann")]
+        if how == "vanish":
+            await client.websocket_vanish("/rooms/lobby", cookies={"name": "bob"})
+        else:
+            async with client.websocket_connect("/rooms/lobby", cookies={"name": "bob"}) as bob:
+                assert await bob.receive(OUT) == Welcome(["ann", "bob"])
+                assert await ann.receive(OUT) == Joined("bob")
+                await (bob.close(4000, "enough") if how == "close" else bob.abort())
+                assert await ann.receive(OUT) == Left("bob")
+        await ann.send_json(Say("alone"))
         others = []
-        for number in range(5_000):  # 20 MB: more than lies between a server and a client
-            say(ann, f"{number} {'🙂' * 990}")
-            while (message := receive(ann))["type"] != "said":
-                others.append(message)
-            assert message["text"].startswith(f"{number} ")
-            if others:
-                break
-        assert others == [{"type": "left", "user": "deaf"}]
-        with member(chat, room, "bob", "ann") as bob:
-            say(bob, "hello")
-            assert receive(bob)["text"] == "hello"
-        assert "Traceback" not in chat.end()
+        while (message := await ann.receive(OUT)) != Said("ann", "alone"):
+            others.append(message)
+        # Where a client that is gone before accept is let in all the same, it is out again.
+        assert others in ([], [Joined("bob"), Left("bob")])
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 async def test_a_member_who_goes_while_another_speaks_goes_without_an_error(shape: Shape) -> None:
-    ann, bob = (FakeServer(shape, "/rooms/lobby", query=f"name={name}") for name in ("ann", "bob"))
-    async with anyio.create_task_group() as group:
+    ann, bob = (FakeServer(shape, "/rooms/lobby", headers={"cookie": f"name={name}"}) for name in ("ann", "bob"))
+    async with chat_app.app.lifespan_context(), anyio.create_task_group() as group:
         for server in (ann, bob):
             group.start_soon(chat_app.app, server.scope, server.receive, server.send)
             await server.until(lambda server: any('"joined"' in text for text in server.texts))
@@ -398,11 +557,151 @@ async def test_a_member_who_goes_while_another_speaks_goes_without_an_error(shap
         ann.leave()
     assert not ann.choked
     assert not bob.choked
-    assert not chat_app.rooms
 
 
-def test_the_page_is_served_with_all_that_it_loads(chat: Example) -> None:
-    page = chat.get("/")
+class Fragile(Rooms):
+    """Rooms with a bug."""
+
+    async def broadcast(self, room: str, message: chat_app.Out) -> None:
+        if message == Said("bob", "crash"):
+            raise RuntimeError("a bug")
+        await super().broadcast(room, message)
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def made() -> AsyncIterator[Rooms]:
+        async with anyio.create_task_group() as group:
+            yield Fragile(group)
+
+    monkeypatch.setitem(chat_app.app.dependency_overrides, Rooms, made)
+
+
+@pytest.mark.usefixtures("fragile")
+def test_a_member_whose_handler_raised_has_left() -> None:
+    with TestClient(chat_app.app, raise_server_exceptions=False) as client, member(client, "lobby", "ann") as ann:
+        with member(client, "lobby", "bob", "ann") as bob:
+            assert ann.receive(OUT) == Joined("bob")
+            bob.send_json(Say("crash"))
+            bob.expect_close(1011, reason="internal error")
+            assert ann.receive(OUT) == Left("bob")
+        with member(client, "lobby", "bob", "ann"):
+            assert ann.receive(OUT) == Joined("bob")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+async def test_all_have_left_when_the_server_stops(rooms: list[Rooms], shape: Shape) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(AsyncTestClient(chat_app.app, server=shape))
+        for name in ("ann", "bob", "eve"):
+            ws = client.websocket_connect("/rooms/lobby", cookies={"name": name})
+            await stack.enter_async_context(ws)
+        await client.stop_server()
+
+
+# The slow
+
+
+async def heard(ws: AsyncWebSocketSession, wanted: chat_app.Out) -> list[chat_app.Out]:
+    """What came before the message that is waited for."""
+    before = []
+    while (message := await ws.receive(OUT)) != wanted:
+        before.append(message)
+    return before
+
+
+BLOCKING = [shape for shape in SHAPES if shape.blocks]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shape", BLOCKING, ids=lambda shape: shape.name)
+async def test_who_does_not_read_is_dropped_and_told_so(
+    rooms: list[Rooms], shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_app, "PATIENCE", 0.05)
+    async with (
+        AsyncTestClient(chat_app.app, server=shape) as client,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "ann"}) as ann,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as slow,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "slower"}) as slower,
+    ):
+        await heard(ann, Joined("slower"))
+        for one in (slow, slower):
+            await heard(one, Joined("slower"))
+            await one.stall(1000)
+        for text in "abc":
+            await ann.send_json(Say(text * 1000))
+        came = [await ann.receive(OUT) for _ in range(5)]
+        said = [Said("ann", text * 1000) for text in "abc"]
+        assert [one for one in came if isinstance(one, Said)] == said
+        assert {one.user for one in came if isinstance(one, Left)} == {"slow", "slower"}
+        async with client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as again:
+            assert await again.receive(OUT) == Welcome(["ann", "slow"])
+            for one in (slow, slower):
+                await one.resume()
+                read = [msgspec.json.decode(message, type=OUT) async for message in one]
+                assert read[0] == said[0]
+                await one.expect_close(1013, reason="you read too slowly")
+            await ann.send_json(Say("and on"))
+            await heard(again, Said("ann", "and on"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shape", BLOCKING, ids=lambda shape: shape.name)
+async def test_who_does_not_read_holds_up_nobody_while_there_is_patience(
+    rooms: list[Rooms], shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_app, "PATIENCE", 60.0)
+    async with (
+        AsyncTestClient(chat_app.app, server=shape) as client,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "ann"}) as ann,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "bob"}) as bob,
+    ):
+        async with client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as slow:
+            await slow.stall(0)
+            await ann.send_json(Say("one"))
+            await heard(ann, Said("ann", "one"))
+            await heard(bob, Said("ann", "one"))
+            await bob.send_json(Say("two"))
+            assert await heard(ann, Said("bob", "two")) == []
+            assert await heard(bob, Said("bob", "two")) == []
+            await slow.abort()
+        assert await ann.receive(OUT) == Left("slow")
+
+
+@pytest.mark.anyio
+async def test_a_message_for_a_member_who_is_just_being_closed_is_nobodys_error(
+    rooms: list[Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_app, "PATIENCE", 60.0)
+    async with (
+        AsyncTestClient(chat_app.app) as client,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "ann"}) as ann,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "bob"}) as bob,
+    ):
+        await heard(ann, Joined("bob"))
+        await heard(bob, Joined("bob"))
+        await bob.send_text("{")
+        frame = len(await bob.receive_text()) + HEADER
+        await bob.stall(8 * frame + 1)  # nine errors go out, the close does not
+        for _ in range(9):
+            await bob.send_text("{")
+        await anyio.wait_all_tasks_blocked()
+        await ann.send_json(Say("hello"))
+        assert await ann.receive(OUT) == Said("ann", "hello")
+        await anyio.wait_all_tasks_blocked()
+        await bob.resume()
+        assert len([message async for message in bob]) == 9
+        await bob.expect_close(1007)
+        assert await ann.receive(OUT) == Left("bob")
+
+
+# The page
+
+
+def test_the_page_is_served_with_all_that_it_loads(client: TestClient) -> None:
+    page = client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     for needed in (
@@ -417,46 +716,114 @@ def test_the_page_is_served_with_all_that_it_loads(chat: Example) -> None:
         assert needed in page.text
     loaded = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page.text)
     assert loaded == ["chat.css", "chat.js"]
-    kinds = [chat.get(f"/{file}").headers["content-type"] for file in loaded]
+    kinds = [client.get(f"/{file}").headers["content-type"] for file in loaded]
     assert kinds == ["text/css; charset=utf-8", "text/javascript; charset=utf-8"]
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_but_its_script(chat: Example) -> None:
-    page = chat.get("/")
+def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_but_its_script(client: TestClient) -> None:
+    page = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
     assert {policy[of] for of in ("script-src", "style-src", "connect-src")} == {"'self'"}
     assert "unsafe" not in page.headers["content-security-policy"]
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script[^>]*>[^<]", page.text)
-    script = chat.get("/chat.js").text
+    script = client.get("/chat.js").text
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
-    for text in (page.text.replace("http://www.w3.org/2000/svg", ""), script, chat.get("/chat.css").text):
-        assert not re.search(r"(https?|wss?)://|@import|url\(", text)
+    for text in (page.text.replace("http://www.w3.org/2000/svg", ""), script, client.get("/chat.css").text):
+        assert not re.search(r"(https?|wss?)://|@import|\burl\(", text)
 
 
-def test_the_page_knows_every_message_of_the_server_and_its_limits(chat: Example) -> None:
-    script, page = chat.get("/chat.js").text, chat.get("/").text
-    tags = [message.__struct_config__.tag for message in typing.get_args(chat_app.Out)]
+def test_the_page_knows_every_message_of_the_server_its_limits_and_its_tokens(client: TestClient) -> None:
+    script, page = client.get("/chat.js").text, client.get("/").text
+    tags = [message.__struct_config__.tag for message in typing.get_args(OUT)]
     for tag in [*tags, "error"]:
         assert re.search(rf"^  {tag}\(", script, re.MULTILINE), tag
     assert [int(limit) for limit in re.findall(r'maxlength="(\d+)"', page)] == [24, 24, 1000]
     assert "4409" in script
+    assert f'["chat", `{PREFIX}${{base64url(name)}}`]' in script
 
 
-@pytest.mark.parametrize(("scheme", "authority", "status"), [
-    ("http", "own", 101), ("http", "evil.example", 403), ("http", "127.0.0.1:1", 403), ("http", "localhost", 403),
-])  # fmt: skip
-def test_only_the_page_of_this_server_may_join(
-    chat: Example, room: str, scheme: str, authority: str, status: int
-) -> None:
-    host = f"{LOOPBACK}:{chat.port}" if authority == "own" else authority
-    outcome = 101
-    try:
-        with chat.connect(f"/rooms/{room}?name=ann", origin=f"{scheme}://{host}"):
+# chat, as a process
+
+
+@contextlib.contextmanager
+def real_member(chat: Example, room: str, name: str, *others: str) -> Iterator[ClientConnection]:
+    """A real client in a room where these others are already."""
+    with chat.connect(f"/rooms/{room}", name) as ws:
+        assert receive(ws) == {"type": "welcome", "users": sorted([name, *others])}
+        assert receive(ws) == {"type": "joined", "user": name}
+        yield ws
+
+
+def say(ws: ClientConnection, text: str) -> None:
+    ws.send(json.dumps({"type": "say", "text": text}))
+
+
+def test_real_clients_talk_with_each_other_one_as_the_page_does_and_one_with_a_cookie(chat: Example) -> None:
+    origin = f"http://{LOOPBACK}:{chat.port}"
+    with chat.connect("/rooms/talk", subprotocols=offer("नीलम"), origin=origin) as page:
+        assert page.subprotocol == "chat"
+        assert receive(page) == {"type": "welcome", "users": ["नीलम"]}
+        assert receive(page) == {"type": "joined", "user": "नीलम"}
+        with real_member(chat, "talk", "bob", "नीलम") as bob:
+            assert receive(page) == {"type": "joined", "user": "bob"}
+            say(bob, "hello")
+            assert receive(page) == receive(bob) == {"type": "said", "user": "bob", "text": "hello"}
+        assert receive(page) == {"type": "left", "user": "bob"}
+
+
+def test_a_real_client_without_a_name_or_of_another_site_is_refused_with_the_status(chat: Example) -> None:
+    for options, status in (({}, 401), ({"name": " "}, 422), ({"name": "ann", "origin": "http://localhost"}, 403)):
+        with pytest.raises(InvalidStatus) as refused, chat.connect("/rooms/lobby", **options):
             pass
-    except InvalidStatus as refused:
-        outcome = refused.response.status_code
-    assert outcome == status
+        assert refused.value.response.status_code == status
+
+
+def test_a_message_too_big_ends_its_own_connection_only(chat: Example) -> None:
+    with real_member(chat, "big", "ann") as ann:
+        with real_member(chat, "big", "bob", "ann") as bob:
+            say(bob, "x" * 65_536)
+            with pytest.raises(ConnectionClosed) as closed:
+                bob.recv(timeout=DEADLINE)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1009
+        assert [receive(ann), receive(ann)] == [{"type": "joined", "user": "bob"}, {"type": "left", "user": "bob"}]
+
+
+def test_a_client_whose_connection_breaks_has_left(chat: Example) -> None:
+    with real_member(chat, "break", "ann") as ann:
+        with chat.deaf("/rooms/break", "bob"):
+            assert receive(ann) == {"type": "joined", "user": "bob"}
+        assert receive(ann) == {"type": "left", "user": "bob"}
+
+
+def test_clients_that_do_not_read_are_dropped_and_hold_up_neither_the_others_nor_the_end() -> None:
+    with (
+        running("chat") as chat,
+        real_member(chat, "lobby", "ann") as ann,
+        chat.deaf("/rooms/lobby", "late") as late,
+        chat.deaf("/rooms/lobby", "never"),
+    ):
+        assert {receive(ann)["user"], receive(ann)["user"]} == {"late", "never"}
+        others = []
+        for number in range(5_000):  # 20 MB: more than lies between a server and a client
+            say(ann, f"{number} {'🙂' * 990}")
+            while (message := receive(ann))["type"] != "said":
+                others.append(message)
+            assert message["text"].startswith(f"{number} ")
+            if len(others) == 2:
+                break
+        assert sorted(others, key=str) == [{"type": "left", "user": name} for name in ("late", "never")]
+        with real_member(chat, "lobby", "bob", "ann") as bob:
+            say(bob, "hello")
+            assert receive(bob)["text"] == "hello"
+        close_frame = b"\x88\x15\x03\xf5you read too slowly"  # 1013 and the reason (RFC 6455, 5.5.1)
+        last = b""
+        while not last.endswith(close_frame) and (part := late.recv(1_000_000)):
+            last = (last + part)[-100:]
+        assert last.endswith(close_frame)
+        # The close for the other one is still on its way: the server may say that it did not wait for it.
+        assert "Traceback" not in chat.end()
 
 
 # embedded

@@ -2,35 +2,50 @@
 
     python -m examples.chat
 
-Open the address that it prints in two tabs. What to look at:
+Open the address that it prints in two tabs. What to look at, from the bottom of this file to its top:
 
-- The messages are Structs. `WebSocket[In, Out]` says which of them come in and which go out: what comes in is decoded
-  and validated, and what does not validate is answered with an error frame.
-- `room` comes from the path and `name` from the query string; one that breaks its constraints is refused before
-  `chat` is called.
-- A name that is taken is an HTTPException after `accept`: the page sees close code 4409, with the reason.
-- One member who does not read cannot hold up the others: see `broadcast` and `deliver`.
+- `Chat` is a controller: each WebSocket gets an object of it. `on_connect` accepts, the methods below `@on` take the
+  messages, each those of its type, and `on_disconnect` is called once, however the connection ended.
+- `room` comes from the path, and `name` from a dependency. Where one of them is wrong the handshake is refused, and
+  there is no `Chat`. A name that is taken is an HTTPException after `accept`: the page sees close code 4409, with the
+  reason.
+- `user_name` is that dependency. A page can send no headers with a WebSocket: it sends a token among the subprotocols.
+  Other programs may send a cookie.
+- `Rooms` is a component: there is one of it, opened and closed with the app, for all who have it in their signature.
+- One member who does not read cannot hold up the others: see `broadcast` and what it calls.
+- The messages are Structs. What comes in is decoded and validated, and what does not validate is answered with an
+  error frame.
 - A page of another site cannot join: same-origin is the default of `App`.
+
+How it is tested: `tests/test_examples.py`.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import AsyncIterator
 from typing import Annotated, TypeAlias
+from urllib.parse import unquote
 
 import anyio
+import msgspec
+from anyio.abc import TaskGroup
 from msgspec import Meta, Struct
 
 from asgiws import (
     App,
+    Cookie,
+    Depends,
     HTMLResponse,
     HTTPException,
     Response,
     WebSocket,
     WebSocketDisconnect,
     WebSocketStateError,
+    component,
+    controller,
+    on,
 )
+from asgiws.security import SubprotocolToken
 
 PATIENCE = 1.0
 """Seconds that a member may take to receive a message."""
@@ -86,74 +101,117 @@ class IsTyping(Struct, tag="typing"):
     user: str
 
 
-In: TypeAlias = Say | Typing
 Out: TypeAlias = Welcome | Joined | Left | Said | IsTyping
 
 
-@dataclasses.dataclass
-class Member:
-    """One connection in a room."""
-
-    ws: WebSocket[In, Out]
-    stay: anyio.CancelScope = dataclasses.field(default_factory=anyio.CancelScope)
+# The rooms
 
 
-Members: TypeAlias = dict[str, Member]
-"""Who is in a room, each under a name of its own."""
+class Rooms:
+    """Who is in which room, each under a name of its own."""
 
-rooms: dict[str, Members] = {}
+    def __init__(self, background: TaskGroup) -> None:
+        self._rooms: dict[str, dict[str, WebSocket]] = {}
+        self._background = background
 
-app = App()
+    async def join(self, room: str, name: str, ws: WebSocket) -> None:
+        """Take a member in, and let everybody know."""
+        members = self._rooms.setdefault(room, {})
+        if name in members:
+            raise HTTPException(409, f"{name} is here already, choose another name")
+        members[name] = ws
+        await self._deliver(room, name, ws, Welcome(sorted(members)))
+        await self.broadcast(room, Joined(name))
 
-
-@app.websocket("/rooms/<room>")
-async def chat(ws: WebSocket[In, Out], room: RoomName, name: UserName) -> None:
-    await ws.accept()
-    async with join(room, name, ws) as members:
-        async for message in ws:
-            match message:
-                case Say(text):
-                    await broadcast(members, Said(name, text))
-                case Typing():
-                    await broadcast(members, IsTyping(name))
-
-
-@contextlib.asynccontextmanager
-async def join(room: str, name: str, ws: WebSocket[In, Out]) -> AsyncIterator[Members]:
-    """Be a member of the room for as long as the context lasts, and let the others know."""
-    members = rooms.setdefault(room, {})
-    if name in members:
-        raise HTTPException(409, f"{name} is here already, choose another name")
-    member = members[name] = Member(ws)
-    try:
-        with member.stay:
-            await ws.send_json(Welcome(sorted(members)))
-            await broadcast(members, Joined(name))
-            yield members
-    finally:
+    async def leave(self, room: str, name: str, ws: WebSocket) -> None:
+        """Take a member out, and let the others know. Who is no member, or not any more, leaves nothing."""
+        members = self._rooms.get(room, {})
+        if members.get(name) is not ws:
+            return
         del members[name]
         if not members:
-            del rooms[room]
-        await broadcast(members, Left(name))
-    if member.stay.cancelled_caught:
-        with anyio.move_on_after(PATIENCE):  # a close waits for its turn, behind what the member does not read
-            await ws.close(1013, "you read too slowly")
+            del self._rooms[room]
+        await self.broadcast(room, Left(name))
+
+    async def broadcast(self, room: str, message: Out) -> None:
+        """Send to all members at once. Who does not take the message in time is dropped, so nobody waits for long."""
+        async with anyio.create_task_group() as group:
+            for name, ws in self._rooms.get(room, {}).items():
+                group.start_soon(self._deliver, room, name, ws, message)
+
+    async def _deliver(self, room: str, name: str, ws: WebSocket, message: Out) -> None:
+        """Send to one member, whose connection may be slow or at its end."""
+        gone = contextlib.suppress(WebSocketDisconnect, WebSocketStateError)  # its own `on_disconnect` is to come
+        with gone, anyio.move_on_after(PATIENCE) as patience:
+            await ws.send_json(message)
+        if patience.cancelled_caught:
+            self._background.start_soon(self._drop, room, name, ws)
+
+    async def _drop(self, room: str, name: str, ws: WebSocket) -> None:
+        """Take a member out and close its connection. The close waits behind all that the member has not read yet."""
+        await self.leave(room, name, ws)
+        await ws.close(1013, "you read too slowly")
 
 
-async def broadcast(members: Members, message: Out) -> None:
-    """Send to all members at once. Who does not take the message in time is dropped, so that nobody waits for long."""
-    async with anyio.create_task_group() as group:
-        for member in members.values():
-            group.start_soon(deliver, member, message)
+@component
+async def rooms() -> AsyncIterator[Rooms]:
+    """The rooms, opened with the app and closed with it, and the tasks that nobody waits for."""
+    async with anyio.create_task_group() as background:
+        yield Rooms(background)
+        background.cancel_scope.cancel()
 
 
-async def deliver(member: Member, message: Out) -> None:
-    """Send to one member, whose connection may be slow or at its end."""
-    gone = contextlib.suppress(WebSocketDisconnect, WebSocketStateError)  # its own `chat` notices and ends
-    with gone, anyio.move_on_after(PATIENCE) as patience:
-        await member.ws.send_json(message)
-    if patience.cancelled_caught:
-        member.stay.cancel()
+# Who is it?
+
+
+async def user_name(
+    token: Annotated[str | None, Depends(SubprotocolToken(auto_error=False))],
+    cookie: Annotated[str, Cookie(alias="name")] = "",
+) -> str:
+    """The name of a new member: from the token that a page sends, else from a cookie, percent-encoded."""
+    # This chat has no accounts: the token is the name itself, and whoever comes is believed. A real service gives out a
+    # signed token at login, checks the signature and the age here, and takes the name out of it.
+    name = token or unquote(cookie)
+    if not name:
+        raise HTTPException(401, "send your name, as a token or in a cookie", {"www-authenticate": "Bearer"})
+    try:
+        return msgspec.convert(name, UserName)
+    except msgspec.ValidationError:
+        raise HTTPException(422, "a name is one line of up to 24 characters, with no space at its ends") from None
+
+
+# The conversation
+
+
+@controller("/rooms/<room>")
+class Chat:
+    """One connection: a member of a room."""
+
+    def __init__(self, rooms: Rooms, room: RoomName, name: Annotated[str, Depends(user_name)]) -> None:
+        self.rooms, self.room, self.name = rooms, room, name
+
+    async def on_connect(self, ws: WebSocket) -> None:
+        """Let the member in. A page that offers subprotocols gives up if none of them is accepted."""
+        await ws.accept("chat" if "chat" in ws.subprotocols else None)
+        await self.rooms.join(self.room, self.name, ws)
+
+    @on(Say)
+    async def say(self, message: Say) -> None:
+        """Pass on what the member says."""
+        await self.rooms.broadcast(self.room, Said(self.name, message.text))
+
+    @on(Typing)
+    async def typing(self) -> None:
+        """Pass on that the member is typing."""
+        await self.rooms.broadcast(self.room, IsTyping(self.name))
+
+    async def on_disconnect(self, ws: WebSocket) -> None:
+        """Take the member out, if the name was free and it came in."""
+        await self.rooms.leave(self.room, self.name, ws)
+
+
+app = App()
+app.include(Chat)
 
 
 # The page, and the two files that it loads
