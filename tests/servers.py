@@ -70,6 +70,14 @@ class ServerProcess:
         """How long the log is now, for `log` and `wait_for`."""
         return len(self._lines)
 
+    @property
+    def died_of_its_race(self) -> bool:
+        """Whether this is hypercorn -k trio, and it ended its process as docs/servers.md tells: two sends at once."""
+        if self.process.poll() is None:
+            return False
+        self._reader.join(DEADLINE)
+        return "trio.BusyResourceError: another task is currently sending" in self.log()
+
     def log(self, since: int = 0) -> str:
         """What the process has written."""
         return "".join(self._lines[since:])
