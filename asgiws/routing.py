@@ -1,6 +1,5 @@
 """Routers: what is registered where, and which of it serves a connection."""
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -54,7 +53,8 @@ class Router:
         self._prefix = self._parse_prefix(prefix)
         self._tree: PathTree[tuple[Any, Endpoint | None]] = PathTree()
         self._included = False
-        self._parents: weakref.WeakSet[Router] = weakref.WeakSet()
+        self._in_router = False
+        self._routers: list[Router] = []
 
     def __repr__(self) -> str:
         below = f" below {self._prefix.text!r}" if self._prefix.text else ""
@@ -62,7 +62,7 @@ class Router:
 
     def is_part_of(self, app: "Router") -> bool:
         """Whether the router is included already, into an app or into a router that will be."""
-        return any(parent is app or not callable(parent) for parent in self._parents)
+        return self._in_router or any(one is self for one in app._routers)  # noqa: SLF001 - of the same class
 
     # Registration
 
@@ -249,7 +249,8 @@ class Router:
                 error.where = error.where or getattr(route, "where", "")
                 raise
         router._included = True  # noqa: SLF001 - of the same class
-        router._parents.add(self)  # noqa: SLF001 - same
+        router._in_router |= not callable(self)  # noqa: SLF001 - same
+        self._routers.append(router)
 
     def mount(self, path: str, app: ASGIApp, name: str = "") -> None:
         """Hand all connections at a path and below it to an ASGI application.

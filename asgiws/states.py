@@ -22,27 +22,39 @@ class WebSocketState(enum.Enum):
 CONNECTING, CONNECTED, DISCONNECTED = WebSocketState
 
 
-class Phase(enum.Enum):
-    """How far both sides are: the rows of the table."""
+class Phase:
+    """How far both sides are: a row of the table. No enum: to make one costs as many calls as to import a module.
 
-    OPENING = ("nothing has been read", CONNECTING, CONNECTING)
-    ASKED = ("the handshake waits for its answer", CONNECTED, CONNECTING)
-    OPEN = ("accepted", CONNECTED, CONNECTED)
-    REFUSED = ("the application refused the handshake", CONNECTED, DISCONNECTED)
-    CLOSED = ("the application closed", CONNECTED, DISCONNECTED)
-    LOST = ("a send found the client gone", DISCONNECTED, CONNECTED)
-    LEFT_EARLY = ("the client left before the answer", DISCONNECTED, CONNECTING)
-    LEFT = ("the client left", DISCONNECTED, CONNECTED)
-    ENDED = ("both sides are done", DISCONNECTED, DISCONNECTED)
+    Attributes:
+        name: Its name.
+        text: What it is, for errors.
+        client: How far the client is.
+        application: How far the application is.
+        moves: The events that lead on from here, and where to.
+    """
 
-    def __init__(self, text: str, client: WebSocketState, application: WebSocketState) -> None:
+    __slots__ = ("application", "client", "moves", "name", "text")
+
+    def __init__(self, name: str, text: str, client: WebSocketState, application: WebSocketState) -> None:
+        self.name = name
         self.text = text
         self.client = client
         self.application = application
         self.moves: Mapping[str, Phase] = {}
 
+    def __repr__(self) -> str:
+        return f"<Phase {self.name}>"
 
-OPENING, ASKED, OPEN, REFUSED, CLOSED, LOST, LEFT_EARLY, LEFT, ENDED = Phase
+
+OPENING = Phase("OPENING", "nothing has been read", CONNECTING, CONNECTING)
+ASKED = Phase("ASKED", "the handshake waits for its answer", CONNECTED, CONNECTING)
+OPEN = Phase("OPEN", "accepted", CONNECTED, CONNECTED)
+REFUSED = Phase("REFUSED", "the application refused the handshake", CONNECTED, DISCONNECTED)
+CLOSED = Phase("CLOSED", "the application closed", CONNECTED, DISCONNECTED)
+LOST = Phase("LOST", "a send found the client gone", DISCONNECTED, CONNECTED)
+LEFT_EARLY = Phase("LEFT_EARLY", "the client left before the answer", DISCONNECTED, CONNECTING)
+LEFT = Phase("LEFT", "the client left", DISCONNECTED, CONNECTED)
+ENDED = Phase("ENDED", "both sides are done", DISCONNECTED, DISCONNECTED)
 
 TRANSITIONS: Mapping[Phase, Mapping[str, Phase]] = {
     OPENING: {
@@ -79,7 +91,7 @@ TRANSITIONS: Mapping[Phase, Mapping[str, Phase]] = {
 }
 
 for _phase, _moves in TRANSITIONS.items():
-    _phase.moves = _moves  # hashing a member of an Enum is slow, an attribute is not
+    _phase.moves = _moves
 
 INCOMING = frozenset({"websocket.connect", "websocket.receive", "websocket.disconnect"})
 """The events that a server may hand in."""

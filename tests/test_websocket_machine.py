@@ -34,8 +34,9 @@ from asgiws import (
     WebSocket,
     WebSocketDisconnect,
     WebSocketStateError,
+    states,
 )
-from asgiws.states import TRANSITIONS, Phase
+from asgiws.states import TRANSITIONS
 from tests.fakes import DEADLINE, SHAPES, FakeServer, Shape, soon
 
 Socket = WebSocket[Any, Any]
@@ -52,7 +53,7 @@ READS: dict[str, Callable[[Socket], Awaitable[Any]]] = {
 }
 LOOPS = ("async for", "iter_text")
 NOTHING: Outcome = ("value", None)
-READABLE = (Phase.OPEN, Phase.LOST)
+READABLE = (states.OPEN, states.LOST)
 """Where a receive() may begin; one that is pending already goes on through any move."""
 
 messages = st.one_of(
@@ -121,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.portal = portal
         self.start = start
-        self.phase = Phase.OPENING
+        self.phase = states.OPENING
         self.ended: tuple[str, int, str] | None = None
         self.inbox: collections.deque[Incoming] = collections.deque()
         self.wire: list[dict[str, Any]] = []
@@ -178,7 +179,7 @@ class Machine(RuleBasedStateMachine):
 
     def read_handshake(self) -> None:
         """What every answer does first, if nobody did it before."""
-        if self.phase is Phase.OPENING:
+        if self.phase is states.OPENING:
             first = self.inbox.popleft()
             self.move(first.kind)
             if first.kind == "websocket.disconnect":
@@ -190,9 +191,9 @@ class Machine(RuleBasedStateMachine):
             by, code, reason = self.ended
             if by == "peer":
                 return "disconnect", code, reason
-            how = "refused" if self.phase is Phase.REFUSED else "closed"
+            how = "refused" if self.phase is states.REFUSED else "closed"
             return "state error", f"cannot {doing}: this WebSocket is {how} (you {how} it with {code})"
-        if self.phase is Phase.OPEN:
+        if self.phase is states.OPEN:
             return "state error", f"cannot {doing}: this WebSocket is already accepted; close() ends it"
         return "state error", f"cannot {doing}: this WebSocket is not accepted yet; call `await ws.accept()` first"
 
@@ -214,7 +215,7 @@ class Machine(RuleBasedStateMachine):
     # The handshake
 
     @rule(how=st.sampled_from([None, "chat", "other", 401, 503]))
-    @precondition(lambda self: self.failure != "Bug" and (self.phase is not Phase.OPEN or self.patience <= 0))
+    @precondition(lambda self: self.failure != "Bug" and (self.phase is not states.OPEN or self.patience <= 0))
     def answer(self, how: Any) -> None:
         if isinstance(how, int):
             self.deny(how)
@@ -268,7 +269,7 @@ class Machine(RuleBasedStateMachine):
             self.check(
                 lambda ws: ws.send_json([1, None], mode=mode), self.sent("[1,null]" if mode == "text" else b"[1,null]")
             )
-        elif how == "cancelled" and self.phase is Phase.OPEN and self.failure is None and not self.left:
+        elif how == "cancelled" and self.phase is states.OPEN and self.failure is None and not self.left:
             if self.shape.late:
                 self.wire.append({"type": "websocket.send", "text": "cancelled"})
             self.check(self.cancelled, ("value", True))
@@ -310,7 +311,7 @@ class Machine(RuleBasedStateMachine):
             self.reader = how, self.portal.start_task_soon(self._run, READS[how])
             self.portal.call(soon, lambda: self.server._receiving)
             return
-        if self.phase is Phase.OPENING and how == "receive":
+        if self.phase is states.OPENING and how == "receive":
             self.read_handshake()
             expected: Outcome = self.told() if self.ended else ("value", {"type": "websocket.connect"})
         elif self.phase in READABLE:
@@ -427,7 +428,7 @@ class Machine(RuleBasedStateMachine):
         if code in BAD_CODES:
             return ("protocol error",)
         self.read_handshake()
-        if self.phase in (Phase.ASKED, Phase.OPEN):
+        if self.phase in (states.ASKED, states.OPEN):
             self.closed(code, reason)
         else:
             self.move("websocket.close")
@@ -442,7 +443,7 @@ class Machine(RuleBasedStateMachine):
             code = code + 3000 if self.shape.own_codes_only and 1000 < code < 3000 else code
             self.wire.append({"type": "websocket.close", "code": code, "reason": reason})
         else:
-            self.phase = Phase.ENDED
+            self.phase = states.ENDED
 
     # What holds after every step
 
