@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from .routing import Router
 from .signature import name_of
 from .singletons import Singletons
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
+from .watch import Connections
 
 EH = TypeVar("EH", bound=ExceptionHandler)
 
@@ -67,6 +68,7 @@ class App(Router):
 
     Attributes:
         dependency_overrides: What is run in place of which dependency or component: a test's substitutes.
+        connections: The open WebSockets: how many, where, what they have come to, and hooks for their begin and end.
         singletons: The components that live as long as the app; an app mounted in another one shares them.
 
     Raises:
@@ -90,6 +92,7 @@ class App(Router):
         self.debug = debug
         self.dependency_overrides: dict[Any, Handler] = {}
         self.singletons = Singletons()
+        self.connections = Connections()
         self._origins = OriginPolicy(allowed_origins)
         self._middleware: list[Any] = list(middleware)
         self._handlers: dict[Any, ExceptionHandler] = {}
@@ -298,16 +301,23 @@ class App(Router):
                     route.path, route.where, type(one.call).__name__,
                 )  # fmt: skip
 
-    def _components_opened(self) -> contextlib.AbstractAsyncContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def _components_opened(self) -> AsyncIterator[None]:
         if self._serving:
             self._check_components()
         else:
             self._build()
-        return self.singletons.opened(self._to_open, self)
+        async with self.singletons.opened(self._to_open, self):
+            yield
+            await self.connections.shut()
 
     def singleton(self, dependency: Dependency, /) -> Awaitable[Any]:
         """The value of a component that lives as long as the app."""
         return self.singletons.value(dependency, self)
+
+    async def close_all(self, code: int = 1012, reason: str = "", window: float = 0.0) -> None:
+        """Close all WebSockets and refuse new ones with 503; see `Connections.close_all`."""
+        await self.connections.close_all(code, reason, window)
 
     async def guard(self, served: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection by code of others: its exceptions end the connection as those of a handler do."""

@@ -1,22 +1,118 @@
-"""A task that belongs to no connection, on whichever event loop runs.
+"""What belongs to no connection's own task, on whichever event loop runs.
 
-anyio has no task without an opener that outlives it. Where a server sends no lifespan events there is none: so this is
-the one place that knows asyncio from trio. It imports neither: what runs has been imported.
+anyio has no task without an opener that outlives it, and no way to cancel a task from outside without a scope that was
+opened before. This is the one place that knows asyncio from trio. It imports neither: what runs has been imported.
 """
 
+import functools
+import gc
+import inspect
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
+
+import anyio
+
+from .types import Message, Send
 
 _tasks: set[Any] = set()  # asyncio itself keeps none of its tasks alive
 
 
 def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Start a task that ends by itself or with the event loop. It must not raise."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        trio.lowlevel.spawn_system_task(function)
+    if on_trio():
+        sys.modules["trio"].lowlevel.spawn_system_task(function)
         return
-    task = sys.modules["asyncio"].create_task(function())
+    task = sys.modules["asyncio"].create_task(function(), context=sys.modules["contextvars"].Context())
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+
+
+def on_trio() -> bool:
+    """Whether trio runs."""
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run()
+
+
+def current_task() -> Callable[[], Any]:
+    """What gives the task of asyncio that runs in this event loop; on trio, where there is none, None."""
+    if on_trio():
+        return _none
+    asyncio = sys.modules["asyncio"]
+    return functools.partial(asyncio.current_task, asyncio.get_running_loop())
+
+
+def _none() -> None:
+    """No task."""
+
+
+def uncancel(task: Any) -> bool:
+    """Take back one cancellation of a task of asyncio; whether none is left."""
+    return bool(task.uncancel() == 0)
+
+
+def tasks_inside(owners: Collection[Any], methods: Collection[str], waiting_in: str) -> dict[Any, Any]:
+    """The tasks of asyncio that wait inside of one of these methods of one of these objects, by object.
+
+    Args:
+        owners: The objects.
+        methods: The names of the methods.
+        waiting_in: The name of a method in which a task waits for its turn: it does not count.
+    """
+    found: dict[Any, Any] = {}
+    for task in sys.modules["asyncio"].all_tasks():
+        waiting: Any = task.get_coro()
+        seen: list[Any] = []
+        inside: Any = None
+        while waiting is not None and not any(waiting is one for one in seen):
+            seen.append(waiting)
+            frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
+            if frame is not None and frame.f_code.co_varnames[:1] == ("self",):
+                owner = frame.f_locals.get("self")
+                if any(owner is one for one in owners):
+                    name = frame.f_code.co_name
+                    inside = None if name == waiting_in else owner if name in methods else inside
+            waiting = _awaited_by(waiting)
+        if inside is not None:
+            found[inside] = task
+    return found
+
+
+def _awaited_by(waiting: Any) -> Any:
+    """What a coroutine, a generator or something like them waits for; None for the last of the chain."""
+    for name in ("cr_await", "ag_await", "gi_yieldfrom"):
+        inner = getattr(waiting, name, None)
+        if inner is not None:
+            return inner
+    if inspect.iscoroutine(waiting) or inspect.isasyncgen(waiting):
+        return None
+    # The step of an async generator tells nothing, nor does who drives a coroutine by hand: look at what it refers to.
+    kinds = (inspect.iscoroutine, inspect.isasyncgen, inspect.isgenerator)
+    return next((one for one in gc.get_referents(waiting) if any(is_kind(one) for is_kind in kinds)), None)
+
+
+class ScopedSend:
+    """A server's `send()` that can be cut from outside: on trio, where no task can be cancelled.
+
+    Args:
+        send: The server's.
+    """
+
+    __slots__ = ("_scope", "_send")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._scope: anyio.CancelScope | None = None
+
+    async def __call__(self, event: Message) -> None:
+        """Send; raises OSError if it is cut."""
+        with anyio.CancelScope() as scope:
+            self._scope = scope
+            await self._send(event)
+        if scope.cancelled_caught:
+            raise OSError("the send took too long")
+
+    def cut(self) -> None:
+        """Give the send up that is under way."""
+        if self._scope is not None:
+            self._scope.cancel()

@@ -19,6 +19,7 @@ from .endpoints import check_handler, endpoint_for, websocket_endpoint
 from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, told_with, whereabouts
 from .hooks import Messages, attendance, connecting, members_of, method_parameters, receiver
 from .injection import Planner, with_connection
+from .limits import Limits
 from .log import logger
 from .params import CONNECTION, SINGLETON, DependsMarker
 from .plans import Dependency
@@ -47,6 +48,7 @@ class _MethodRoute(msgspec.Struct, frozen=True):
     path: str
     name: str | None
     dependencies: tuple[DependsMarker, ...]
+    limits: Limits | None
 
 
 def websocket(
@@ -54,9 +56,10 @@ def websocket(
     *,
     name: str | None = None,
     dependencies: Iterable[DependsMarker] | None = None,
+    limits: Limits | None = None,
 ) -> Callable[[H], H]:
     """Serve WebSockets at a path below the controller's prefix by a method; the arguments are `Router.websocket`'s."""
-    return _above("websocket", (), path, name, dependencies, "websocket")
+    return _above("websocket", (), path, name, dependencies, "websocket", limits)
 
 
 def route(
@@ -89,12 +92,13 @@ def _above(
     name: str | None,
     dependencies: Iterable[DependsMarker] | None,
     decorator: str,
+    limits: Limits | None = None,
 ) -> Callable[[H], H]:
     if not isinstance(path, str):
         raise RouteError(
             f"a method needs a path, got {path!r}", f"Write @{decorator}('/path') above it, with the parentheses."
         )
-    mark = _MethodRoute(kind, methods, path, name, checked(dependencies))
+    mark = _MethodRoute(kind, methods, path, name, checked(dependencies), limits)
 
     def register(function: H) -> H:
         setattr(function, _ROUTES, (*getattr(function, _ROUTES, ()), mark))
@@ -133,6 +137,7 @@ def controller(
     *,
     scope: str = "websocket",
     dependencies: Iterable[DependsMarker] = (),
+    limits: Limits | None = None,
 ) -> Callable[[C], C]:
     """Make a class a controller, for `app.include(...)` or `app.scan(...)`.
 
@@ -145,6 +150,7 @@ def controller(
         scope: "websocket": an object for each connection (and HTTP request). "singleton": one for the app, whose
             constructor gets components alone.
         dependencies: Run before every method.
+        limits: What a connection to its hooks may cost; left out, the app's limits. A method with a path has its own.
 
     Raises:
         SignatureError: The scope is unknown, or this stands above no class.
@@ -162,7 +168,7 @@ def controller(
     def register(cls: C) -> C:
         if not inspect.isclass(cls):
             raise SignatureError(f"@controller stands above a class, got {name_of(cls)!r}", "Use @app.websocket(path).")
-        setattr(cls, CONTROLLER, ControllerMark(prefix, _SCOPES[scope], before))
+        setattr(cls, CONTROLLER, ControllerMark(prefix, _SCOPES[scope], before, limits))
         return cls
 
     return register
@@ -175,11 +181,13 @@ class ControllerMark(msgspec.Struct, frozen=True):
         prefix: Before the path of every method.
         lifetime: `CONNECTION` or `SINGLETON`: that of its objects.
         dependencies: Run before every method.
+        limits: For the hooks.
     """
 
     prefix: str
     lifetime: int
     dependencies: tuple[DependsMarker, ...]
+    limits: Limits | None
 
     def router(self, cls: type, converters: Mapping[str, Converter[Any]]) -> Router:
         """The routes of a controller.
@@ -201,7 +209,7 @@ class ControllerMark(msgspec.Struct, frozen=True):
             try:
                 router.add(
                     mark.kind, mark.methods, mark.path, _Method(cls, self.lifetime, members, function),
-                    name=mark.name or name, where=where, dependencies=mark.dependencies,
+                    name=mark.name or name, where=where, dependencies=mark.dependencies, limits=mark.limits,
                 )  # fmt: skip
             except RegistrationError as error:
                 error.where = error.where or where
@@ -209,7 +217,7 @@ class ControllerMark(msgspec.Struct, frozen=True):
         if not members.serves_websockets and (members.receives or "on_connect" in members.hooks):
             router.add(
                 "websocket", (), "/" if self.prefix == "/" else "", _Conversation(cls, self.lifetime, members),
-                name=cls.__name__, where=whereabouts(cls),
+                name=cls.__name__, where=whereabouts(cls), limits=self.limits,
             )  # fmt: skip
         return router
 
@@ -327,6 +335,7 @@ class _Method(_Served):
         where: str,
         *,
         body: bool,
+        limits: Limits | None,
     ) -> Serving:
         """What serves the method's route; see `Composed`."""
         planner = Planner(kind, path, body=body)
@@ -338,7 +347,7 @@ class _Method(_Served):
             own, others = method_parameters(self._function)
             needed = [*first, (own.name, made), *soon, *connect]
             plan = planner.plan(with_connection(others, kind, path), needed, self._function, last)
-        return Serving(endpoint_for(self._function, plan, kind, where), (plan,))
+        return Serving(endpoint_for(self._function, plan, kind, where, limits), (plan,))
 
 
 class _Conversation(_Served):
@@ -352,6 +361,7 @@ class _Conversation(_Served):
         where: str,
         *,
         body: bool,  # noqa: ARG002 - there is none
+        limits: Limits | None,
     ) -> Serving:
         """What serves the controller's route; see `Composed`."""
         planner = Planner("websocket", path, body=False)
@@ -379,7 +389,7 @@ class _Conversation(_Served):
                 else:
                     logger().debug("connection %s: dropped a message, %s takes none", ws.id, where)
 
-        endpoint = websocket_endpoint(converse, plan, where, decoder=messages.decoder)
+        endpoint = websocket_endpoint(converse, plan, where, decoder=messages.decoder, limits=limits)
         return Serving(endpoint, (plan, *(one.varies for one in receivers)))
 
 

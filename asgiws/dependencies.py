@@ -17,7 +17,7 @@ from .http import Request
 from .log import logger
 from .params import HANDSHAKE, SINGLETON
 from .plans import Dependency, Plan
-from .session import Session
+from .session import Session, Verdict
 from .signature import name_of
 from .states import DISCONNECTED
 from .types import Handler
@@ -61,6 +61,7 @@ async def solved(
         AnsweredError: A dependency ended the connection.
     """
     refusal: BaseException | None = None
+    held: Any = None
     try:
         async with contextlib.AsyncExitStack() as stack:
             try:
@@ -78,14 +79,33 @@ async def solved(
                     stack.enter_context(_until(found.expires))
             except BaseException as error:
                 refusal = error
+                held = _hold(connection)
                 raise
-            yield found
+            try:
+                yield found
+            finally:
+                held = _hold(connection)
         # A cancellation that the clean-up was shielded from comes here, not into the close.
         await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
         if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
             raise RuntimeError("a dependency cancelled the next one") if is_cancellation(refusal) else refusal
     finally:
         refusal = None  # it knows this frame: none of the two would be freed
+        if held is not None:
+            _give_back(connection, held)
+
+
+def _hold(connection: Connection) -> Any:
+    """Keep the watchdog from cancelling a clean-up, which has a deadline of its own; what it would cancel."""
+    held = getattr(connection, "canceller", None)
+    if not isinstance(held, Verdict):  # which says by what the connection is to end, and cancels nothing more
+        _give_back(connection, None)
+    return held
+
+
+def _give_back(connection: Connection, held: Any) -> None:
+    if isinstance(connection, Session):
+        connection.canceller = held
 
 
 class Solved:

@@ -9,6 +9,7 @@
 | `MessageError` | - | close 1003 or 1007 |
 | `WebSocketDisconnect` | a normal end | a normal end |
 | cancelled (the server stops) | close 1012 | close 1012 |
+| cancelled by the watchdog | as the exception says that it is cancelled with | same |
 | any other exception | 500 denial, logged, raised again | close 1011, logged, raised again |
 
 An exception handler of the app takes the place of any line. Every end is sent by asgiws, once: no two servers agree on
@@ -18,10 +19,12 @@ what happens otherwise.
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
+from sys import modules
 from typing import Any, Protocol
 
 import anyio
 
+from .background import ScopedSend, on_trio, uncancel
 from .dependencies import AnsweredError, Owner, Solved, solved
 from .errors import (
     HTTPException,
@@ -36,10 +39,12 @@ from .limits import Limits
 from .log import logger
 from .messages import MessageDecoder, encode
 from .plans import Plan
+from .session import Verdict
 from .signature import function_of
 from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
 from .streams import stream_items
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
+from .watch import Connections
 from .websocket import WebSocket
 
 GOODBYE = 2.0
@@ -50,6 +55,7 @@ class Host(Owner, Protocol):
     """What an endpoint needs of the app that serves it."""
 
     limits: Limits
+    connections: Connections
 
     def handler_for(self, error: Exception) -> ExceptionHandler | None:
         """The app's own handler for this exception."""
@@ -69,7 +75,7 @@ Conversation = Callable[[WebSocket[Any, Any], dict[str, Any], Solved | None], Aw
 """Holds the conversation of one connection: the WebSocket, the arguments, and what was solved for it, if anything."""
 
 
-def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoint:
+def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str, limits: Limits | None = None) -> Endpoint:
     """The endpoint of a handler.
 
     Args:
@@ -77,6 +83,7 @@ def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoin
         plan: Its plan.
         kind: "websocket" or "http".
         where: The route, the handler and its place, for logs.
+        limits: What a connection may cost; None for the app's limits.
     """
     if kind == "http":
         return _http_endpoint(handler, plan, where)
@@ -85,13 +92,13 @@ def endpoint_for(handler: Handler, plan: Plan, kind: str, where: str) -> Endpoin
         def stream(ws: WebSocket[Any, Any], arguments: dict[str, Any], _: Solved | None) -> Awaitable[None]:
             return stream_items(ws, handler(**arguments), reads=plan.takes_websocket)
 
-        return websocket_endpoint(stream, plan, where)
+        return websocket_endpoint(stream, plan, where, limits=limits)
 
     def call(_: WebSocket[Any, Any], arguments: dict[str, Any], __: Solved | None) -> Awaitable[None]:
         running: Awaitable[None] = handler(**arguments)
         return running
 
-    return websocket_endpoint(call, plan, where, plain=None if plan.dependencies else handler)
+    return websocket_endpoint(call, plan, where, plain=None if plan.dependencies else handler, limits=limits)
 
 
 def check_handler(handler: Any, kind: str) -> None:
@@ -170,6 +177,7 @@ def websocket_endpoint(
     *,
     plain: Handler | None = None,
     decoder: MessageDecoder | None = None,
+    limits: Limits | None = None,
 ) -> Endpoint:
     """The endpoint of a conversation.
 
@@ -179,13 +187,26 @@ def websocket_endpoint(
         where: The route, the handler and its place, for logs.
         plain: The handler, if there is nothing to do but to call it.
         decoder: For the incoming messages; left out, the plan's.
+        limits: What a connection may cost; left out, the app's limits.
     """
     decoder = decoder or plan.decoder
 
-    async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host) -> None:
+    async def serve(
+        scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host, canceller: Any = None
+    ) -> None:
+        if canceller is None and "trio" in modules and on_trio():
+            with anyio.CancelScope() as around:
+                await serve(scope, receive, ScopedSend(send), params, host, around)
+            return
         ws: WebSocket[Any, Any] = WebSocket(
-            scope, receive, send, app=host, path_params=params, limits=host.limits, decoder=decoder,
+            scope, receive, send, app=host, path_params=params, limits=limits or host.limits, decoder=decoder,
         )  # fmt: skip
+        connections = host.connections
+        refused = _admitted(connections, ws, where, canceller)
+        if refused is not None:
+            if await _failed(ws, refused, host, where):
+                raise refused
+            return
         try:
             try:
                 if plain is not None:
@@ -201,11 +222,20 @@ def websocket_endpoint(
                 if await _failed(ws, error, host, where):
                     raise
         except BaseException as error:
-            if not isinstance(error, Exception):
-                await _interrupted(ws, error)
-            raise
+            if isinstance(error, Exception) or not await _interrupted(ws, error, host, where):
+                raise
+        finally:
+            connections.leave(ws)
 
     return serve
+
+
+def _admitted(connections: Connections, ws: WebSocket[Any, Any], where: str, canceller: Any) -> Exception | None:
+    """Take a connection in, or tell why not."""
+    try:
+        return connections.enter(ws, where, canceller)
+    except Exception as error:  # noqa: BLE001 - whatever a function of the user's raises
+        return error
 
 
 async def conclude(ws: WebSocket[Any, Any], host: Host, where: str, error: BaseException | None) -> None:
@@ -223,7 +253,7 @@ async def conclude(ws: WebSocket[Any, Any], host: Host, where: str, error: BaseE
     elif isinstance(error, Exception):
         ws.concluded = error, await _failed(ws, error, host, where)
     else:
-        await _interrupted(ws, error)
+        await _say_goodbye(ws, error, host, where)
 
 
 async def _finish(ws: WebSocket[Any, Any], host: Host, where: str) -> None:
@@ -234,12 +264,25 @@ async def _finish(ws: WebSocket[Any, Any], host: Host, where: str) -> None:
         await ws.close(1000)
 
 
-async def _interrupted(ws: WebSocket[Any, Any], error: BaseException) -> None:
-    """Say goodbye when the server stops the handler."""
+async def _interrupted(ws: WebSocket[Any, Any], error: BaseException, host: Host, where: str) -> bool:
+    """End a connection whose handler was cancelled; whether it was the watchdog, so that nobody else need know."""
+    await _say_goodbye(ws, error, host, where)
+    verdict = ws.canceller
+    if not isinstance(verdict, Verdict) or isinstance(verdict.canceller, anyio.CancelScope):
+        return False  # a scope takes its own cancellation back
+    return uncancel(verdict.canceller)
+
+
+async def _say_goodbye(ws: WebSocket[Any, Any], error: BaseException, host: Host, where: str) -> None:
     cancelled = anyio.get_cancelled_exc_class()
     found = error.subgroup(cancelled) is not None if isinstance(error, BaseExceptionGroup) else None
-    if found or isinstance(error, cancelled):
-        with anyio.move_on_after(GOODBYE, shield=True), contextlib.suppress(Exception):
+    if not found and not isinstance(error, cancelled):
+        return
+    verdict = getattr(ws, "canceller", None)
+    with anyio.move_on_after(GOODBYE, shield=True), contextlib.suppress(Exception):
+        if isinstance(verdict, Verdict):
+            await _failed(ws, verdict.error, host, where)
+        else:
             await ws.close(1012, "the server stops")
 
 

@@ -7,9 +7,10 @@ import operator
 import types
 import typing
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
+import msgspec
 
 from .connection import Connection
 from .converters import Converter
@@ -165,7 +166,7 @@ def _told(parameter: Parameter) -> Source:
 # The messages
 
 
-class Receiver(NamedTuple):
+class Receiver(msgspec.Struct, frozen=True):
     """A method that takes messages.
 
     Attributes:

@@ -3,7 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Never
+from typing import Any, Never
 
 import msgspec
 
@@ -12,6 +12,7 @@ from .converters import Converter
 from .endpoints import Endpoint, endpoint_for
 from .errors import RouteError
 from .injection import plan_for
+from .limits import Limits
 from .params import DependsMarker
 from .paths import WEBSOCKET, Template
 from .plans import Plan
@@ -25,7 +26,7 @@ def route_path(scope: Scope) -> str:
     return split_root(scope)[1] or "/"
 
 
-class Serving(NamedTuple):
+class Serving(msgspec.Struct, frozen=True):
     """What serves a route: its endpoint, and all plans that are run for it."""
 
     endpoint: Endpoint
@@ -44,6 +45,7 @@ class Composed(ABC):
         where: str,
         *,
         body: bool,
+        limits: Limits | None,
     ) -> Serving:
         """What serves a route.
 
@@ -53,6 +55,7 @@ class Composed(ABC):
             body: Whether the request may have a body.
             before: What is run before all else.
             where: The route, the handler and its place, for logs.
+            limits: What a connection may cost; None for the app's limits.
 
         Raises:
             SignatureError: It cannot work.
@@ -70,6 +73,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         name: For `url_path_for`.
         where: The handler and its place in the source.
         dependencies: What is run before the handler, besides what it depends on itself.
+        limits: What a connection may cost; None for the app's limits.
     """
 
     kind: str
@@ -79,6 +83,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     name: str
     where: str
     dependencies: tuple[DependsMarker, ...] = ()
+    limits: Limits | None = None
 
     @property
     def path(self) -> str:
@@ -107,9 +112,9 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         body = not self.methods or not _WITHOUT_BODY.issuperset(self.methods)
         path = self.template.converters()
         if isinstance(self.handler, Composed):
-            return self.handler.serving(self.kind, path, self.dependencies, where, body=body)
+            return self.handler.serving(self.kind, path, self.dependencies, where, body=body, limits=self.limits)
         plan = plan_for(self.handler, self.kind, path, body=body, before=self.dependencies)
-        return Serving(endpoint_for(self.handler, plan, self.kind, where), (plan,))
+        return Serving(endpoint_for(self.handler, plan, self.kind, where, self.limits), (plan,))
 
 
 class Mount(msgspec.Struct, frozen=True, eq=False):

@@ -8,6 +8,7 @@ import msgspec
 from .converters import CONVERTERS, PATH, Converter
 from .endpoints import Endpoint, check_handler
 from .errors import RegistrationError, RouteError, SignatureError, did_you_mean, whereabouts
+from .limits import Limits
 from .params import DependsMarker
 from .paths import PathTree, Template, parse_template
 from .routes import Composed, Mount, Route
@@ -72,6 +73,7 @@ class Router:
         *,
         name: str | None = None,
         dependencies: Iterable[DependsMarker] | None = None,
+        limits: Limits | None = None,
     ) -> Callable[[H], H]:
         """Register a handler of WebSockets: an async function, or an async generator whose items are sent.
 
@@ -79,12 +81,13 @@ class Router:
             path: The path template.
             name: For `url_path_for`; the handler's own name if left out.
             dependencies: Run before the handler, besides what it depends on itself.
+            limits: What a connection may cost here; left out, the app's limits.
 
         Raises:
             RouteError: The path cannot work.
             SignatureError: The handler's parameters cannot be filled.
         """
-        return self._registrar("websocket", (), path, name, dependencies)
+        return self._registrar("websocket", (), path, name, dependencies, limits)
 
     def route(
         self,
@@ -154,6 +157,7 @@ class Router:
         path: str,
         name: str | None,
         dependencies: Iterable[DependsMarker] | None,
+        limits: Limits | None = None,
     ) -> Callable[[H], H]:
         if not isinstance(path, str):
             raise RouteError(
@@ -167,7 +171,7 @@ class Router:
             label = name or str(getattr(handler, "__name__", type(handler).__name__))
             try:
                 check_handler(handler, kind)
-                self.add(kind, methods, path, handler, name=label, where=where, dependencies=before)
+                self.add(kind, methods, path, handler, name=label, where=where, dependencies=before, limits=limits)
             except RegistrationError as error:
                 error.where = error.where or where
                 raise
@@ -185,10 +189,11 @@ class Router:
         name: str,
         where: str,
         dependencies: tuple[DependsMarker, ...] = (),
+        limits: Limits | None = None,
     ) -> None:
         """Register what was checked already; see `Route` for the arguments, and `websocket` for what it raises."""
         template = self._parse(path).under(self._prefix)
-        self._add(Route(kind, methods, template, handler, name, where, self._dependencies + dependencies))
+        self._add(Route(kind, methods, template, handler, name, where, self._dependencies + dependencies, limits))
 
     def include(
         self,

@@ -11,12 +11,11 @@ import anyio
 
 from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
-from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
 from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, encode_message, text_of
 from .session import Session, busy_receive
-from .states import OPENING, Phase
-from .types import ASGIApp, Message, Receive, Scope, Send
+from .states import ASKED, LEFT_EARLY, OPENING
+from .types import ASGIApp, Message
 from .wire import header_pairs, is_token, sendable_bytes, sendable_text
 
 if TYPE_CHECKING:
@@ -56,27 +55,10 @@ class WebSocket(Session, Generic[In, Out]):
         ProtocolError: The scope is none of a WebSocket.
     """
 
-    __slots__ = ("_bad_messages", "_decoder", "_limits", "concluded")
+    __slots__ = ("concluded",)
 
     concluded: tuple[Exception, bool]
     """The exception by which it was ended already, and whether that is raised again; not set if there is none."""
-
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        *,
-        app: Any = None,
-        path_params: dict[str, Any] | None = None,
-        phase: Phase = OPENING,
-        limits: Limits = DEFAULT_LIMITS,
-        decoder: MessageDecoder | None = None,
-    ) -> None:
-        super().__init__(scope, receive, send, app=app, path_params=path_params, phase=phase)
-        self._decoder = decoder
-        self._limits = limits
-        self._bad_messages = 0
 
     if not TYPE_CHECKING:
 
@@ -125,6 +107,10 @@ class WebSocket(Session, Generic[In, Out]):
         if headers is not None:
             event["headers"] = _accept_headers(headers)
         await self._answer("websocket.accept", "accept", event)
+        # Written out: on this path a call costs as much as the rest.
+        client = self.scope.get("client")
+        if (client and client[1].__class__ is str) or self._limits.reader == "always":
+            self.have_reader()
 
     async def send_denial_response(self, response: ASGIApp) -> None:
         """Refuse the handshake with an HTTP response (the ASGI extension `websocket.http.response`).
@@ -168,29 +154,42 @@ class WebSocket(Session, Generic[In, Out]):
 
     # Receiving
 
-    async def receive(self) -> Message:
+    async def receive(self, timeout: float | None = None) -> Message:  # noqa: ASYNC109 - see `receive_text`
         """The next raw ASGI event; after the end the `websocket.disconnect` again, with its code as an int.
 
         Raises:
+            TimeoutError: None came within so many seconds.
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
         try:
             if self._phase is OPENING:
                 await self._read_connect()
                 return {"type": "websocket.connect"}
-            event: Message = await self._next()
+            if self._inbox is not None and self._inbox.connect:
+                self._inbox.connect = False
+                if self._phase is ASKED or self._phase is LEFT_EARLY:
+                    return {"type": "websocket.connect"}
+            event: Message = await (self._next() if timeout is None else self._next_within(timeout))
         except WebSocketDisconnect as gone:
             return {"type": "websocket.disconnect", "code": gone.code, "reason": gone.reason}
         return event
 
-    async def receive_text(self) -> str:
+    async def receive_text(self, timeout: float | None = None) -> str:  # noqa: ASYNC109 - as the text says
         """The next message, which must be text.
 
+        Args:
+            timeout: Seconds to wait for it. Unlike a scope around this call it never cancels the server's `receive()`,
+                with which some servers lose a message.
+
         Raises:
+            TimeoutError: None came in time.
             WebSocketDisconnect: The peer has gone.
             MessageError: The message is binary.
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
+        if timeout is not None:
+            text: str = await self._next_within(timeout, text_of)
+            return text
         # `Session._next`, written out: this is one of the three hottest paths, and a call costs a tenth of it.
         receive = self._receive
         self._receive = busy_receive
@@ -202,40 +201,51 @@ class WebSocket(Session, Generic[In, Out]):
         self._receive = self._idle_receive
         if event["type"] != "websocket.receive":
             self._arrived(event)
-        return text_of(event)
+        text = text_of(event)
+        if len(text) > self._limits.message_bytes // 4:
+            await self._check_size(event)
+        return text
 
-    def receive_bytes(self) -> Coroutine[Any, Any, bytes]:
-        """The next message, which must be binary; raises as `receive_text`."""
-        return self._next(bytes_of)
+    def receive_bytes(self, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """The next message, which must be binary; arguments and errors are those of `receive_text`."""
+        return self._next(bytes_of) if timeout is None else self._next_within(timeout, bytes_of)
 
     @overload
-    def receive_json(self, type: type[T], mode: Literal["text", "binary"] | None = None) -> Coroutine[Any, Any, T]: ...
+    def receive_json(
+        self, type: type[T], mode: Literal["text", "binary"] | None = None, timeout: float | None = None
+    ) -> Coroutine[Any, Any, T]: ...
 
     @overload
     def receive_json(
         self,
         type: Any = None,
         mode: Literal["text", "binary"] | None = None,
+        timeout: float | None = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     def receive_json(
         self,
         type: Any = None,
         mode: Literal["text", "binary"] | None = None,
+        timeout: float | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """The next message, decoded from JSON.
 
         Args:
             type: Any type that msgspec takes; left out, the `In` of `WebSocket[In, Out]`, or anything.
             mode: "text" or "binary" to take only that; left out, both are taken.
+            timeout: As `receive_text` has it.
 
         Raises:
+            TimeoutError: None came in time.
             MessageError: It is no JSON, not of the type, or of the other mode.
             WebSocketDisconnect: The peer has gone.
             WebSocketStateError: Not accepted yet, closed by you, or another task is receiving.
         """
-        decoder = self._decoder_of(type)
-        return self._next(decoder if mode is None else functools.partial(decoder, mode=_checked(mode)))
+        decoder: Any = self._decoder_of(type)
+        if mode is not None:
+            decoder = functools.partial(decoder, mode=_checked(mode))
+        return self._next(decoder) if timeout is None else self._next_within(timeout, decoder)
 
     def iter_text(self) -> AsyncIterator[str]:
         """The messages as text until the connection ends; raises as `receive_text` but for the end."""
@@ -333,7 +343,7 @@ class WebSocket(Session, Generic[In, Out]):
         self._sending = True
         try:
             await self._send({"type": "websocket.send", "text": data})
-        except Exception as error:
+        except BaseException as error:
             self._send_failed(error)
             raise
         finally:
@@ -372,13 +382,14 @@ class _Iterator(AsyncIterator[Any]):
         forgiving: Answer what does not decode with an error frame, and go on.
     """
 
-    __slots__ = ("_decode", "_forgiving", "_pick", "_ws")
+    __slots__ = ("_decode", "_forgiving", "_most", "_pick", "_ws")
 
     def __init__(self, ws: WebSocket[Any, Any], pick: Any, decode: Any = None, *, forgiving: bool = False) -> None:
         self._ws = ws
         self._pick = pick
         self._decode = decode
         self._forgiving = forgiving
+        self._most = ws._limits.message_bytes // 4  # characters, which cannot be more bytes than the limit
 
     def __aiter__(self) -> Self:
         return self
@@ -396,9 +407,11 @@ class _Iterator(AsyncIterator[Any]):
         ws._receive = ws._idle_receive
         try:
             if self._decode is not None and ("bytes" not in event or event["bytes"] is None):
-                message = self._decode(event["text"])
-                ws._bad_messages = 0
-                return message
+                text = event["text"]
+                if len(text) <= self._most:
+                    message = self._decode(text)
+                    ws._bad_messages = 0
+                    return message
         except Exception:  # noqa: BLE001, S110 - told apart where there is time for it
             pass
         return await self._other(event)
@@ -413,7 +426,10 @@ class _Iterator(AsyncIterator[Any]):
                 except WebSocketDisconnect:
                     raise StopAsyncIteration from None
             try:
+                await ws._check_size(event)
                 message = self._pick(event)
+            except WebSocketDisconnect:
+                raise StopAsyncIteration from None
             except MessageError as error:
                 if not self._forgiving:
                     raise
@@ -453,12 +469,15 @@ class _TextIterator(_Iterator):
             self._receive_failed(error)
             raise
         ws._receive = ws._idle_receive
-        try:
-            text: str | None = event["text"]
-        except KeyError:
-            text = None
         # Text beside bytes is a fault of the server. The other ways to receive tell; here a look costs too much.
-        return text if text is not None else await self._other(event)
+        try:
+            text: str = event["text"]
+            if len(text) <= self._most:
+                return text
+        except (KeyError, TypeError):
+            pass
+        message: str = await self._other(event)
+        return message
 
 
 def _checked(mode: str) -> str:

@@ -1375,6 +1375,7 @@ async def test_nothing_is_left_running_when_credentials_expired_or_did_not() -> 
     app.websocket("/expired", dependencies=[principal(0, "handshake")])(accepts)
     for path in ("/expires", "/lasts", "/expired"):
         await connect(app, path)
+        await app.connections.rest()
         assert asyncio.all_tasks() == before
     loop = asyncio.get_running_loop()
     waiting = [one for one in getattr(loop, "_scheduled", ()) if not one.cancelled()]

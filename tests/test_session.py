@@ -646,7 +646,8 @@ async def test_a_waiting_reader_gets_what_comes_after_your_own_close(shape: Shap
     async with waiting_reader(ws, server) as found:
         await ws.close(4003)
         server.say("last")
-    assert found == ["last"]
+    # granian sends no close while its receive() is awaited, so who waits there is woken by the close.
+    assert found == ([WebSocketDisconnect] if shape.cancel_eats else ["last"])
     with pytest.raises(WebSocketStateError, match="you closed it with 4003"):
         await ws.receive_text()
 

@@ -924,13 +924,13 @@ async def test_no_task_of_a_client_lives_longer_than_it(anyio_backend: str) -> N
         tasks = asyncio.all_tasks()
         async with AsyncTestClient(app) as client, client.websocket_connect("/echo/a") as ws:
             await ws.send_text("a")
-            assert len(asyncio.all_tasks()) == len(tasks) + 2
+            assert len(asyncio.all_tasks()) == len(tasks) + 3  # the service, the connection, the watchdog
         assert asyncio.all_tasks() == tasks
     else:
         tasks_living = trio.lowlevel.current_statistics().tasks_living
         async with AsyncTestClient(app) as client, client.websocket_connect("/echo/a") as ws:
             await ws.send_text("a")
-            assert trio.lowlevel.current_statistics().tasks_living == tasks_living + 2
+            assert trio.lowlevel.current_statistics().tasks_living == tasks_living + 3
         await trio.testing.wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().tasks_living == tasks_living
 

@@ -53,6 +53,8 @@ READS: dict[str, Callable[[Socket], Awaitable[Any]]] = {
 }
 LOOPS = ("async for", "iter_text")
 NOTHING: Outcome = ("value", None)
+# On the others a cancelled read leaves a reader behind: `tests/test_inbox.py` has a model of that.
+READ_DIRECTLY = [shape for shape in SHAPES if not shape.cancel_eats]
 READABLE = (states.OPEN, states.LOST)
 """Where a receive() may begin; one that is pending already goes on through any move."""
 
@@ -131,7 +133,7 @@ class Machine(RuleBasedStateMachine):
         self.reader: tuple[str, Future[Outcome]] | None = None
         self.patience = 0  # for how many steps the application does not close: else most lives would be short
 
-    @initialize(shape=st.sampled_from(SHAPES), how=ways, patience=st.integers(0, 12))
+    @initialize(shape=st.sampled_from(READ_DIRECTLY), how=ways, patience=st.integers(0, 12))
     def connect(self, shape: Shape, how: str, patience: int) -> None:
         start = self.start
         self.shape = shape
