@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import typing
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -23,9 +23,17 @@ import pytest
 from anyio.abc import TaskGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+import asgiws.watch
+from asgiws import App, Limits, WebSocket, WebSocketException
 from asgiws.security import SubprotocolToken
 from asgiws.testing import (
     SHAPES,
@@ -37,6 +45,8 @@ from asgiws.testing import (
     WebSocketDenied,
     WebSocketSession,
 )
+from examples import metrics as metrics_example
+from examples import tracing as tracing_example
 from examples.chat import app as chat_app
 from examples.chat.app import IsTyping, Joined, Left, Rooms, Said, Say, Typing, Welcome
 from tests.fakes import DEADLINE
@@ -44,7 +54,7 @@ from tests.fakes import DEADLINE
 ROOT = pathlib.Path(__file__).parent.parent
 HEADER = 14  # bytes of the longest header of a frame (RFC 6455, 5.2)
 LOOPBACK = "127.0.0.1"
-NAMES = ("echo", "chat", "embedded")
+NAMES = ("echo", "chat", "embedded", "metrics", "tracing")
 START = 20.0
 """Seconds that a process may take until it prints its address: it imports a whole server."""
 
@@ -138,6 +148,8 @@ def module_fixture(name: str) -> Any:
 echo = module_fixture("echo")
 chat = module_fixture("chat")
 embedded = module_fixture("embedded")
+metrics = module_fixture("metrics")
+tracing = module_fixture("tracing")
 
 
 def receive(ws: ClientConnection) -> Any:
@@ -189,6 +201,8 @@ def test_a_port_that_is_none_is_told_with_the_usage(port: str) -> None:
         ("chat", "uvicorn", 'pip install -e ".[server]"'),
         ("chat", "websockets", 'pip install -e ".[server]"'),
         ("embedded", "starlette", "pip install starlette"),
+        ("metrics", "prometheus_client", "pip install prometheus-client"),
+        ("tracing", "opentelemetry", "pip install opentelemetry-sdk"),
     ],
 )
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(name: str, missing: str, remedy: str) -> None:
@@ -204,7 +218,13 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(name: str, mi
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("echo", "/echo/lobby/2"), ("chat", "/rooms/lobby"), ("embedded", "/ws/clock?every=0.1")],
+    [
+        ("echo", "/echo/lobby/2"),
+        ("chat", "/rooms/lobby"),
+        ("embedded", "/ws/clock?every=0.1"),
+        ("metrics", "/echo/lobby"),
+        ("tracing", "/echo/lobby"),
+    ],
 )
 def test_a_signal_ends_it_within_seconds_though_sockets_are_open(name: str, path: str, how: signal.Signals) -> None:
     with (
@@ -847,3 +867,271 @@ def test_embedded_refuses_what_the_app_inside_refuses(embedded: Example, path: s
     with pytest.raises(InvalidStatus) as refused, embedded.connect(path):
         pass
     assert refused.value.response.status_code == status
+
+
+# metrics
+
+
+Number = tuple[str, str]
+"""A name of Prometheus, and the values of its labels."""
+
+
+def numbers(text: str) -> dict[Number, float]:
+    """What stands in a text of Prometheus."""
+    return {
+        (sample.name, " ".join(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scraped(registry: CollectorRegistry) -> dict[Number, float]:
+    """What a scrape of a registry gives."""
+    return numbers(generate_latest(registry).decode())
+
+
+def grown(before: dict[Number, float], after: dict[Number, float]) -> dict[Number, float]:
+    """What is not as it was."""
+    return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog looks every hundredth of a second."""
+    monkeypatch.setattr(asgiws.watch, "TICK", 0.01)
+
+
+def test_the_page_of_metrics_tells_what_is_open_and_what_has_ended() -> None:
+    with TestClient(metrics_example.app) as client:
+
+        def scrape() -> dict[Number, float]:
+            page = client.get("/metrics")
+            assert page.headers["content-type"] == CONTENT_TYPE_LATEST
+            return numbers(page.text)
+
+        before = scrape()
+        with client.websocket_connect("/echo/lobby") as ws:
+            ws.send_text("hi")
+            assert ws.receive_text() == "lobby: hi"
+            with client.websocket_connect("/echo/hall"):
+                open_now = grown(before, scrape())
+            ws.close(4001, "bye")
+        with pytest.raises(WebSocketDenied), client.websocket_connect("/nowhere?token=secret"):
+            pass
+        assert open_now == {("websockets_open", "/echo/<room>"): 2, ("websockets_opened_total", ""): 2}
+        after = scrape()
+        ended = {key: value for key, value in grown(before, after).items() if not key[0].startswith("websockets_sec")}
+        assert ended == {
+            ("websockets_opened_total", ""): 3,
+            ("websockets_closed_total", "1000"): 1,
+            ("websockets_closed_total", "4001"): 1,
+            ("websockets_closed_total", "4404"): 1,
+        }
+        assert after["websockets_open", "/echo/<room>"] == 0  # and has not vanished
+        assert "secret" not in client.get("/metrics").text
+
+
+def test_the_metrics_have_a_histogram_of_how_long_accepted_connections_lasted() -> None:
+    app = App()
+    registry = metrics_example.metrics_of(app.connections)
+
+    @app.websocket("/accepts")
+    async def accepts(ws: WebSocket) -> None:
+        await ws.accept()
+
+    @app.websocket("/refuses")
+    async def refuses(ws: WebSocket) -> None:
+        raise WebSocketException(4000)
+
+    with TestClient(app) as client:
+        for _ in range(3):
+            with client.websocket_connect("/accepts") as ws:
+                ws.expect_close(1000)
+        with pytest.raises(WebSocketDenied), client.websocket_connect("/refuses"):
+            pass
+    found = scraped(registry)
+    assert found["websockets_seconds_count", "/accepts"] == 3
+    assert found["websockets_seconds_bucket", "+Inf /accepts"] == 3
+    assert found["websockets_seconds_bucket", "60.0 /accepts"] == 3
+    assert 0 < found["websockets_seconds_sum", "/accepts"] < 3 * DEADLINE
+    assert ("websockets_seconds_count", "/refuses") not in found
+    assert found["websockets_closed_total", "4000"] == 1
+
+
+def test_the_metrics_tell_what_the_limits_have_refused_by_cause() -> None:
+    app = App(limits=Limits(connections=1, query_bytes=10))
+    registry = metrics_example.metrics_of(app.connections)
+
+    @app.websocket("/")
+    async def hold(ws: WebSocket) -> None:
+        await ws.accept()
+        async for _ in ws.iter_text():
+            pass
+
+    with TestClient(app) as client:
+        with pytest.raises(WebSocketDenied), client.websocket_connect("/?token=0123456789"):
+            pass
+        with client.websocket_connect("/"):
+            for _ in range(2):
+                with pytest.raises(WebSocketDenied), client.websocket_connect("/"):
+                    pass
+    found = scraped(registry)
+    refused = {cause: count for (name, cause), count in found.items() if name == "websockets_refused_total"}
+    assert refused == {"connections": 2, "query": 1}
+    assert found["websockets_opened_total", ""] == 1
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_the_metrics_tell_of_handlers_that_the_watchdog_has_read_for_and_cancelled() -> None:
+    app = App(limits=Limits(linger=0))
+    registry = metrics_example.metrics_of(app.connections)
+
+    @app.websocket("/sleeps")
+    async def sleeps(ws: WebSocket) -> None:
+        await ws.accept()
+        await anyio.sleep_forever()
+
+    with TestClient(app) as client:
+        assert scraped(registry)["websockets_cancelled_total", ""] == 0
+        with client.websocket_connect("/sleeps"):
+            pass
+    found = scraped(registry)
+    assert found["websockets_taken_over_total", ""] == found["websockets_cancelled_total", ""] == 1
+    assert found["websockets_dropped_total", ""] == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("quick_looks")
+async def test_the_metrics_tell_of_clients_that_were_dropped_since_they_do_not_read() -> None:
+    app = App(limits=Limits(send_timeout=0.05, linger=0.05))
+    registry = metrics_example.metrics_of(app.connections)
+    ended = anyio.Event()
+    app.connections.on_close(lambda _: ended.set())
+
+    @app.websocket("/pours")
+    async def pours(ws: WebSocket) -> None:
+        await ws.accept()
+        while True:
+            await ws.send_text("x" * 10_000)
+
+    async with AsyncTestClient(app) as client, client.websocket_connect("/pours") as ws:
+        await ws.stall()
+        with anyio.fail_after(DEADLINE):
+            await ended.wait()
+    found = scraped(registry)
+    assert found["websockets_dropped_total", ""] == found["websockets_closed_total", "1013"] == 1
+
+
+def test_the_metrics_of_a_process_are_read_over_http(metrics: Example) -> None:
+    with metrics.connect("/echo/lobby") as ws:
+        ws.send("hi")
+        assert ws.recv(timeout=DEADLINE) == "lobby: hi"
+        page = metrics.get("/metrics")
+        assert page.headers["content-type"] == CONTENT_TYPE_LATEST
+        assert numbers(page.text)["websockets_open", "/echo/<room>"] >= 1
+
+
+# tracing
+
+
+@pytest.fixture
+def spans() -> Callable[[], list[ReadableSpan]]:
+    """Gives the spans of the example that have ended since it was asked for the last time."""
+    memory = InMemorySpanExporter()
+    tracing_example.provider.add_span_processor(SimpleSpanProcessor(memory))
+
+    def take() -> list[ReadableSpan]:
+        found = list(memory.get_finished_spans())
+        memory.clear()
+        return found
+
+    return take
+
+
+def test_a_connection_is_one_span_with_its_route_and_close_code(spans: Callable[[], list[ReadableSpan]]) -> None:
+    with TestClient(tracing_example.app) as client:
+        with client.websocket_connect("/echo/lobby?token=secret") as ws:
+            ws.send_text("hi")
+            assert ws.receive_text() == "lobby: hi"
+            assert spans() == []  # a span is told when it ends
+            ws.close(4001, "bye")
+        (span,) = spans()
+    assert span.name == "websocket /echo/<room>"
+    attributes = dict(span.attributes or {})
+    assert re.fullmatch("[0-9a-f]{16}", str(attributes.pop("websocket.id")))
+    assert attributes == {
+        "http.route": "/echo/<room>",
+        "url.path": "/echo/lobby",
+        "websocket.accepted": True,
+        "websocket.close_code": 4001,
+        "websocket.close_reason": "bye",
+    }
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.start_time <= span.end_time
+    assert span.status.status_code is StatusCode.UNSET
+    assert "secret" not in span.to_json()
+
+
+def test_connections_at_the_same_time_have_spans_of_their_own(spans: Callable[[], list[ReadableSpan]]) -> None:
+    with (
+        TestClient(tracing_example.app) as client,
+        client.websocket_connect("/echo/a") as first,
+        client.websocket_connect("/echo/b") as second,
+    ):
+        second.close(4002)
+        first.close(4001)
+    codes = {(span.attributes or {})["url.path"]: (span.attributes or {})["websocket.close_code"] for span in spans()}
+    assert codes == {"/echo/a": 4001, "/echo/b": 4002}
+
+
+def test_a_refused_handshake_is_a_span_too(spans: Callable[[], list[ReadableSpan]]) -> None:
+    with (
+        TestClient(tracing_example.app) as client,
+        pytest.raises(WebSocketDenied),
+        client.websocket_connect("/nowhere"),
+    ):
+        pass
+    (span,) = spans()
+    attributes = dict(span.attributes or {})
+    assert (attributes["websocket.accepted"], attributes["websocket.close_code"]) == (False, 4404)
+
+
+@pytest.mark.parametrize(("accepts", "code"), [(True, 1011), (False, 4500)])
+def test_the_span_of_a_handler_that_failed_is_an_error(accepts: bool, code: int) -> None:
+    app = App()
+    provider, memory = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    tracing_example.trace(app.connections, provider.get_tracer("tests"))
+
+    @app.websocket("/fails")
+    async def fails(ws: WebSocket) -> None:
+        if accepts:
+            await ws.accept()
+        raise ValueError("a bug")
+
+    with (
+        TestClient(app, raise_server_exceptions=False) as client,
+        contextlib.suppress(WebSocketDenied),
+        client.websocket_connect("/fails") as ws,
+    ):
+        ws.expect_close(1011)
+    (span,) = memory.get_finished_spans()
+    assert (span.attributes or {})["websocket.close_code"] == code
+    assert span.status.status_code is StatusCode.ERROR
+
+
+def test_a_process_prints_a_span_for_each_connection_those_that_its_end_closes_too() -> None:
+    with running("tracing") as example:
+        with example.connect("/echo/lobby") as ws:
+            ws.send("hi")
+            assert ws.recv(timeout=DEADLINE) == "lobby: hi"
+        with example.connect("/echo/hall"):
+            example.process.send_signal(signal.SIGTERM)
+            printed, errors = example.process.communicate(timeout=DEADLINE)
+    assert errors == ""
+    attributes = [json.loads(line)["attributes"] for line in printed.splitlines()]
+    assert [(one["http.route"], one["url.path"], one["websocket.close_code"]) for one in attributes] == [
+        ("/echo/<room>", "/echo/lobby", 1000),
+        ("/echo/<room>", "/echo/hall", 1012),
+    ]
