@@ -1,5 +1,6 @@
 """Every Python block of the documents runs, in an interpreter of its own and with warnings as errors."""
 
+import inspect
 import pathlib
 import re
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import asgiws.testing
+from asgiws import Limits
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,6 +68,18 @@ def test_a_column_of_the_table_from_fastapi_runs_from_top_to_bottom(column: int)
         assert client.get("/health/7").status_code == 200
         with client.websocket_connect("/api/v1/files/a/b"):
             pass
+
+
+SHOWN = {1_048_576: "1 MiB", "auto": '`"auto"`'}
+"""How the guide writes a default that it does not write as Python does."""
+
+
+def test_the_guide_has_every_limit_with_its_default() -> None:
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Limits\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", section, re.MULTILINE)
+    defaults: list[tuple[str, Any]] = [(name, getattr(Limits(), name)) for name in inspect.signature(Limits).parameters]
+    assert rows == [(name, SHOWN.get(value) or (f"{value:g}" if value else str(value))) for name, value in defaults]
 
 
 def test_the_two_lines_of_the_readme_are_there() -> None:
