@@ -22,7 +22,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         message_bytes: The largest message from a client, text as UTF-8; a larger one closes with 1009. Servers have a
             limit of their own, mostly 16 MiB.
         messages_per_second: How many messages a client may send in the long run; one more closes with 1008. Every
-            message is counted then, which costs a third of an echo.
+            message is counted then, which is the one limit with a price per message.
         burst: How many messages it may send at once, where `messages_per_second` is set.
         bad_messages: How many messages in a row may fail to decode before the WebSocket is closed with 1007.
         connections: How many WebSockets the app may have open; one more is refused with 503.
