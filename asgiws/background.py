@@ -8,7 +8,8 @@ import functools
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Collection, Coroutine
+import types
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 import anyio
@@ -61,34 +62,46 @@ def tasks_inside(owners: Collection[Any], methods: Collection[str], waiting_in: 
     """
     found: dict[Any, Any] = {}
     for task in sys.modules["asyncio"].all_tasks():
-        waiting: Any = task.get_coro()
-        seen: list[Any] = []
         inside: Any = None
-        while waiting is not None and not any(waiting is one for one in seen):
-            seen.append(waiting)
-            frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
-            if frame is not None and frame.f_code.co_varnames[:1] == ("self",):
-                owner = frame.f_locals.get("self")
-                if any(owner is one for one in owners):
-                    name = frame.f_code.co_name
-                    inside = None if name == waiting_in else owner if name in methods else inside
-            waiting = _awaited_by(waiting)
+        for frame in frames(task.get_coro()):
+            owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
+            if any(owner is one for one in owners):
+                name = frame.f_code.co_name
+                inside = None if name == waiting_in else owner if name in methods else inside
         if inside is not None:
             found[inside] = task
     return found
 
 
-def _awaited_by(waiting: Any) -> Any:
-    """What a coroutine, a generator or something like them waits for; None for the last of the chain."""
-    for name in ("cr_await", "ag_await", "gi_yieldfrom"):
-        inner = getattr(waiting, name, None)
+def chain(awaitable: Any) -> list[Any]:
+    """An awaitable, what it awaits, what that awaits in its turn, and so on."""
+    found: list[Any] = []
+    while awaitable is not None and not any(awaitable is one for one in found):
+        found.append(awaitable)
+        awaitable = _awaited_by(awaitable)
+    return found
+
+
+def frames(awaitable: Any) -> Iterator[types.FrameType]:
+    """The frames along such a chain, the outermost first."""
+    for one in chain(awaitable):
+        for name in ("cr_frame", "gi_frame", "ag_frame"):
+            frame = getattr(one, name, None)
+            if frame is not None:
+                yield frame
+
+
+def _awaited_by(awaitable: Any) -> Any:
+    for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+        inner = getattr(awaitable, name, None)
         if inner is not None:
             return inner
-    if inspect.iscoroutine(waiting) or inspect.isasyncgen(waiting):
+    if inspect.iscoroutine(awaitable) or inspect.isasyncgen(awaitable):
         return None
-    # The step of an async generator tells nothing, nor does who drives a coroutine by hand: look at what it refers to.
+    # What steps through an async generator, through the `__await__` of a coroutine, or drives one by hand does not say
+    # what it belongs to; the garbage collector knows.
     kinds = (inspect.iscoroutine, inspect.isasyncgen, inspect.isgenerator)
-    return next((one for one in gc.get_referents(waiting) if any(is_kind(one) for is_kind in kinds)), None)
+    return next((one for one in gc.get_referents(awaitable) if any(is_kind(one) for is_kind in kinds)), None)
 
 
 class ScopedSend:

@@ -288,21 +288,24 @@ class Session(Connection):
         self._receive = self._idle_receive
         if event["type"] != "websocket.receive":
             self._arrived(event)
-        await self._check_size(event)
+        if self._is_too_big(event):
+            await self._end_too_big()
         return event if pick is None else pick(event)
 
-    async def _check_size(self, event: Message) -> None:
-        """End the connection with 1009 (RFC 6455, 7.4.1) if a message is too big, and raise WebSocketDisconnect."""
+    def _is_too_big(self, event: Message) -> bool:
         limit = self._limits.message_bytes
         content: Any = event.get("text")
         if content is None:
             content = event.get("bytes") or b""
         elif limit // 4 < len(content) <= limit:
             content = content.encode("utf-8", "surrogatepass")
-        if len(content) > limit:
-            reason = f"a message has at most {limit} bytes"
-            await self.end("asgiws", 1009, reason)
-            raise WebSocketDisconnect(1009, reason)
+        return len(content) > limit
+
+    async def _end_too_big(self) -> Never:
+        """End the connection with 1009 (RFC 6455, 7.4.1), and raise WebSocketDisconnect."""
+        reason = f"a message has at most {self._limits.message_bytes} bytes"
+        await self.end("asgiws", 1009, reason)
+        raise WebSocketDisconnect(1009, reason)
 
     def _arrived(self, event: Message) -> None:
         """Move on by an event of the server's that is no message; raise if it is the disconnect."""

@@ -317,7 +317,6 @@ class Connections:
         self.dropped = 0
         self.notes: dict[Session, _Note] = {}  # of the few that are not as usual
         self._draining = False
-        self._has_hooks = False
         self._open_hooks: list[OpenHook] = []
         self._close_hooks: list[CloseHook] = []
 
@@ -347,13 +346,11 @@ class Connections:
 
     def on_open(self, function: OpenHook) -> OpenHook:
         """Have a plain function called with each WebSocket that is accepted. It must not wait for anything."""
-        self._has_hooks = True
         self._open_hooks.append(_checked_hook(function, "on_open"))
         return function
 
     def on_close(self, function: CloseHook) -> CloseHook:
         """Have a plain function called with the `Summary` of each connection that has ended."""
-        self._has_hooks = True
         self._close_hooks.append(_checked_hook(function, "on_close"))
         return function
 
@@ -394,7 +391,7 @@ class Connections:
         ws.opened = ws.since = ws.due = watch.now
         if limits.messages_per_second is not None:
             ws._server_receive = _Paced(ws, ws._server_receive, limits.messages_per_second, limits.burst)
-        if self._has_hooks:
+        if self._open_hooks or self._close_hooks:
             ws._server_send = self._telling(ws, ws._server_send)
         return None
 
@@ -408,7 +405,7 @@ class Connections:
         self._closed[code] = self._closed.get(code, 0) + 1
         if self.notes:
             self._forget(ws)
-        if self._has_hooks:
+        if self._close_hooks:
             self._has_closed(ws)
 
     def _forget(self, ws: Session) -> None:
@@ -512,7 +509,7 @@ class Connections:
             spawn(functools.partial(_end, ws, code, reason))
 
     async def close_all(self, code: int = 1012, reason: str = "", window: float = 0.0) -> None:
-        """Close all connections and refuse new ones with 503, before a deployment.
+        """Close all connections of this event loop and refuse new ones with 503, before a deployment.
 
         Args:
             code: As `WebSocket.close` takes it.
@@ -521,7 +518,8 @@ class Connections:
         """
         self._draining = True
         start = anyio.current_time()
-        waiting = list(self)
+        watch = self._watches.get(get_ident())
+        waiting = [] if watch is None else list(watch.open)
         for at, ws in enumerate(waiting):
             await anyio.sleep_until(start + window * at / len(waiting))
             if ws in ws.watch.open:

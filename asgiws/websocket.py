@@ -202,8 +202,8 @@ class WebSocket(Session, Generic[In, Out]):
         if event["type"] != "websocket.receive":
             self._arrived(event)
         text = text_of(event)
-        if len(text) > self._limits.message_bytes // 4:
-            await self._check_size(event)
+        if len(text) > self._limits.message_bytes // 4 and self._is_too_big(event):
+            await self._end_too_big()
         return text
 
     def receive_bytes(self, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
@@ -426,7 +426,8 @@ class _Iterator(AsyncIterator[Any]):
                 except WebSocketDisconnect:
                     raise StopAsyncIteration from None
             try:
-                await ws._check_size(event)
+                if ws._is_too_big(event):
+                    await ws._end_too_big()
                 message = self._pick(event)
             except WebSocketDisconnect:
                 raise StopAsyncIteration from None

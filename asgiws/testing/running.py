@@ -8,9 +8,9 @@ from typing import Any
 
 import anyio
 
-from ..background import spawn
+from ..background import chain, spawn
 from .errors import ClientDisconnectedError
-from .waiting import Place, chain, waits_at
+from .waiting import Place, waits_at
 
 _AWAKE = 0.05  # seconds in which a task that is awake has run
 

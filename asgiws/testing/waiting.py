@@ -4,14 +4,14 @@ A suspended coroutine knows what it awaits, and that what it awaits, down to the
 the innermost that is the user's own tells most: not one of asgiws, of the event loop or of an installed package.
 """
 
-import gc
-import inspect
 import linecache
 import os
 import sys
 import types
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from ..background import frames
 
 _OWN = __name__.partition(".")[0]
 _INSTALLED = ("site-packages", "dist-packages")
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 def waits_at(awaitable: Any) -> Place | None:
     """The line at which a coroutine waits; None if it does not, or no line is known."""
-    return _innermost(frame for frame, _ in map(_step, chain(awaitable)) if frame is not None)
+    return _innermost(frames(awaitable))
 
 
 def runs_at(thread: int | None) -> Place | None:
@@ -83,28 +83,3 @@ def _is_users(frame: types.FrameType) -> bool:
 def _is_plumbing(frame: types.FrameType) -> bool:
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     return package in (_OWN, "anyio", "trio", "outcome", "uvloop") or package in sys.stdlib_module_names
-
-
-def chain(awaitable: Any) -> list[Any]:
-    """An awaitable, what it awaits, what that awaits in its turn, and so on."""
-    found: list[Any] = []
-    while awaitable is not None and not any(awaitable is one for one in found):
-        found.append(awaitable)
-        _, awaitable = _step(awaitable)
-    return found
-
-
-def _step(awaitable: Any) -> tuple[types.FrameType | None, Any]:
-    """The frame of an awaitable, and what it awaits in its turn."""
-    if inspect.iscoroutine(awaitable):
-        return awaitable.cr_frame, awaitable.cr_await
-    if inspect.isgenerator(awaitable):
-        return awaitable.gi_frame, awaitable.gi_yieldfrom
-    if inspect.isasyncgen(awaitable):
-        return awaitable.ag_frame, awaitable.ag_await
-    # What steps through an async generator, or through the `__await__` of a coroutine, does not say what it belongs
-    # to; the garbage collector knows.
-    for inner in gc.get_referents(awaitable):
-        if inspect.iscoroutine(inner) or inspect.isasyncgen(inner) or inspect.isgenerator(inner):
-            return None, inner
-    return None, None
