@@ -113,6 +113,10 @@ def code(name: str, expected: int) -> int:
 # Several servers
 
 
+class LostRaceError(Exception):
+    """A server has lost a race against itself: it is tried once more."""
+
+
 def start(command: Callable[[int], Sequence[str]]) -> ServerProcess:
     process = ServerProcess(command)
     if command is COMMANDS["daphne"]:
@@ -131,12 +135,14 @@ def on_each(
     """What comes of a scenario, by server; all run side by side."""
 
     def run(name: str) -> T:
-        for _ in range(4):  # hypercorn -k trio may end its process by a race of its own: then once more
-            if servers[name].died_of_its_race:
+        for attempt in range(4):
+            if attempt:
                 servers[name].stop()
                 servers[name] = start(commands[name])
             try:
                 found = scenario(name, servers[name])
+            except LostRaceError:
+                continue
             except Exception:
                 if not servers[name].died_of_its_race:
                     print(f"{name}:\n{servers[name].log()}")  # noqa: T201 - pytest shows it with a failure
@@ -144,7 +150,7 @@ def on_each(
             else:
                 if not servers[name].died_of_its_race:
                     return found
-        raise AssertionError(f"{name} has died four times")
+        raise AssertionError(f"{name} has lost the race against itself four times:\n{servers[name].log()}")
 
     with ThreadPoolExecutor(len(servers)) as pool:
         runs = {name: pool.submit(run, name) for name in servers}
@@ -235,13 +241,17 @@ def test_every_server_stops_and_every_handler_is_cleaned_up() -> None:
             assert time.monotonic() - begin < LINGER + 5
             exit_code = process.stop()
             log = process.log()
+            codes = {closing(ws) for ws in clients}
+            if name == "daphne" and codes != {4012}:
+                # It waits for the first handler to end only: what the others send then may stay in its buffers.
+                raise LostRaceError
+            (seen,) = codes
             for how, count in HELD.items():
                 # granian ends as soon as the last handshake is answered, and leaves the rest of it.
                 cut = name == "granian" and how == "unanswered"
                 for step in ("finally",) if cut else ("finally", "on_disconnect", "cleaned up"):
                     numbers = re.findall(rf"^{how} (\d+): {step}", log, re.MULTILINE)
                     assert sorted(map(int, numbers)) == list(range(count)), (name, how, step, log)
-            (seen,) = {closing(ws) for ws in clients}
             (answer,) = {status(raw) for raw in raws}
         told = {how: set(map(int, re.findall(rf"{how} \d+: on_disconnect with (\d+)", log))) for how in HELD}
         allowed = STOPPED[name].told
