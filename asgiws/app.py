@@ -21,12 +21,12 @@ from .origins import OriginPolicy
 from .params import DependsMarker
 from .paths import WEBSOCKET
 from .plans import Dependency, Plan, every_dependency
+from .registry import Connections
 from .routes import Composed, Mount, Route, route_path
 from .routing import Router
 from .signature import name_of
 from .singletons import Singletons
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
-from .watch import Connections
 
 EH = TypeVar("EH", bound=ExceptionHandler)
 

@@ -109,19 +109,22 @@ class ScopedSend:
 
     Args:
         send: The server's.
+
+    Attributes:
+        inner: What it sends by.
     """
 
-    __slots__ = ("_scope", "_send")
+    __slots__ = ("_scope", "inner")
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self.inner = send
         self._scope: anyio.CancelScope | None = None
 
     async def __call__(self, event: Message) -> None:
         """Send; raises OSError if it is cut."""
         with anyio.CancelScope() as scope:
             self._scope = scope
-            await self._send(event)
+            await self.inner(event)
         if scope.cancelled_caught:
             raise OSError("the send took too long")
 

@@ -39,12 +39,12 @@ from .limits import Limits
 from .log import logger
 from .messages import MessageDecoder, encode
 from .plans import Plan
+from .registry import Connections
 from .session import Verdict
 from .signature import function_of
 from .states import ASKED, CONNECTING, DISCONNECTED, OPEN
 from .streams import stream_items
 from .types import ASGIApp, ExceptionHandler, Handler, Receive, Scope, Send
-from .watch import Connections
 from .websocket import WebSocket
 
 GOODBYE = 2.0

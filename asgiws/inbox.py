@@ -110,7 +110,7 @@ class Inbox:
             finally:
                 self._arrival = None
         event = self._events.popleft()
-        self._held -= _size_of(event)
+        self._held -= size_of(event)
         if self._space is not None and not self.full:
             self._space.set()
         if self.done and not self._events and not self._left:
@@ -148,7 +148,7 @@ class Inbox:
                 self._session.asked()
                 continue
             self._events.append(event)
-            self._held += _size_of(event)
+            self._held += size_of(event)
             self._arrived()
             if event["type"] == "websocket.disconnect":
                 self._left = True
@@ -172,7 +172,8 @@ class Inbox:
             self._arrival.set()
 
 
-def _size_of(event: Message) -> int:
+def size_of(event: Message) -> int:
+    """How many bytes a message has, text as UTF-8."""
     content: Any = event.get("text") or event.get("bytes") or b""
     if isinstance(content, str) and not content.isascii():
         content = content.encode("utf-8", "surrogatepass")

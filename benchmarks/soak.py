@@ -71,7 +71,7 @@ async def left() -> dict[str, Any]:
     return {
         "connections": len(app.connections),
         "registry": len(rooms),
-        "notes": len(app.connections.notes),
+        "notes": len(app.connections.record.notes),
         "tasks": len(asyncio.all_tasks()),
         "memory": pages * resource.getpagesize(),
         "statistics": app.connections.statistics(),

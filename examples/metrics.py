@@ -17,7 +17,7 @@ Your own service should not show this page to strangers. Each process has its ow
 from collections.abc import Iterator
 
 from asgiws import App, Limits, Response, WebSocket
-from asgiws.watch import Connections, Summary
+from asgiws.registry import Connections, Summary
 
 from ._serve import serve
 
@@ -65,6 +65,15 @@ class Connected(Collector):
         yield CounterMetricFamily("websockets_taken_over", "Times that a handler did not read.", numbers.taken_over)
         yield CounterMetricFamily("websockets_cancelled", "Handlers that were cancelled.", numbers.cancelled)
         yield CounterMetricFamily("websockets_dropped", "Clients that read too slowly.", numbers.dropped)
+        if numbers.traffic is not None:
+            messages = CounterMetricFamily("websockets_messages", "Messages, by direction.", labels=["direction"])
+            messages.add_metric(["in"], numbers.traffic.messages_in)
+            messages.add_metric(["out"], numbers.traffic.messages_out)
+            yield messages
+            sizes = CounterMetricFamily("websockets_bytes", "Bytes of messages, by direction.", labels=["direction"])
+            sizes.add_metric(["in"], numbers.traffic.bytes_in)
+            sizes.add_metric(["out"], numbers.traffic.bytes_out)
+            yield sizes
 
 
 def metrics_of(connections: Connections) -> CollectorRegistry:
@@ -84,6 +93,7 @@ def metrics_of(connections: Connections) -> CollectorRegistry:
 
 
 app = App(limits=Limits(connections=10_000))
+app.connections.count_traffic()
 registry = metrics_of(app.connections)
 
 

@@ -15,7 +15,7 @@ since it may hold a token. To send the spans elsewhere, give the provider the ex
 import time
 
 from asgiws import App, WebSocket
-from asgiws.watch import Connections, Summary
+from asgiws.registry import Connections, Summary
 
 from ._serve import serve
 

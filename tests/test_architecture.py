@@ -41,6 +41,8 @@ ORDER = (
     "websocket",
     "signature",
     "watch",
+    "taps",
+    "registry",
     "components",
     "values",
     "plans",

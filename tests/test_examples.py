@@ -918,10 +918,21 @@ def test_the_page_of_metrics_tells_what_is_open_and_what_has_ended() -> None:
             ws.close(4001, "bye")
         with pytest.raises(WebSocketDenied), client.websocket_connect("/nowhere?token=secret"):
             pass
-        assert open_now == {("websockets_open", "/echo/<room>"): 2, ("websockets_opened_total", ""): 2}
+        assert open_now == {
+            ("websockets_open", "/echo/<room>"): 2,
+            ("websockets_opened_total", ""): 2,
+            ("websockets_messages_total", "in"): 1,
+            ("websockets_messages_total", "out"): 1,
+            ("websockets_bytes_total", "in"): 2,
+            ("websockets_bytes_total", "out"): 9,
+        }
         after = scrape()
         ended = {key: value for key, value in grown(before, after).items() if not key[0].startswith("websockets_sec")}
         assert ended == {
+            ("websockets_messages_total", "in"): 1,
+            ("websockets_messages_total", "out"): 1,
+            ("websockets_bytes_total", "in"): 2,
+            ("websockets_bytes_total", "out"): 9,
             ("websockets_opened_total", ""): 3,
             ("websockets_closed_total", "1000"): 1,
             ("websockets_closed_total", "4001"): 1,

@@ -15,11 +15,14 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+import asgiws.registry
+import asgiws.taps
 import asgiws.watch
 from asgiws import App, ConfigurationError, Depends, Limits, WebSocket, WebSocketDisconnect, controller, websocket
+from asgiws.registry import Summary
 from asgiws.testing import AsyncTestClient
 from asgiws.testing.servers import Event
-from asgiws.watch import Summary, Watch
+from asgiws.watch import Watch
 from tests.fakes import (
     DAPHNE,
     DEADLINE,
@@ -92,7 +95,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     async def run(_: Watch) -> None:
         """In place of the watchdog."""
 
-    monkeypatch.setattr(asgiws.watch, "time", types.SimpleNamespace(monotonic=clock.monotonic))
+    for module in (asgiws.watch, asgiws.registry, asgiws.taps):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=clock.monotonic))
     monkeypatch.setattr(Watch, "_run", run)
     return clock
 
