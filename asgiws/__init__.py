@@ -1,5 +1,7 @@
 """asgiws: a pure-ASGI, WebSocket-first microframework."""
 
+from typing import TYPE_CHECKING, Any
+
 from .app import App, Middleware
 from .components import component
 from .connection import Connection
@@ -24,12 +26,16 @@ from .routing import Router
 from .states import WebSocketState
 from .websocket import WebSocket
 
+if TYPE_CHECKING:
+    from .channels.channels import Channels
+
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
     "AsgiwsError",
     "Body",
+    "Channels",
     "ConfigurationError",
     "Connection",
     "Cookie",
@@ -63,3 +69,12 @@ __all__ = [
     "post",
     "websocket",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Channels`, which is only imported where it is used."""
+    if name != "Channels":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .channels.channels import Channels  # noqa: PLC0415
+
+    return Channels

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -27,6 +27,9 @@ from .routing import Router
 from .signature import name_of
 from .singletons import Singletons
 from .types import ASGIApp, ExceptionHandler, Handler, Lifespan, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from .channels.channels import Channels
 
 EH = TypeVar("EH", bound=ExceptionHandler)
 
@@ -64,10 +67,13 @@ class App(Router):
             the same host and port.
         limits: What a connection may cost.
         converters: Converters of path templates, by name.
+        channels: Topics to publish in and to join; opened and closed with the app, and given to every parameter that is
+            annotated with `Channels`.
         debug: Tell in the log which dependency holds up the event loop for more than 50 ms.
 
     Attributes:
         dependency_overrides: What is run in place of which dependency or component: a test's substitutes.
+        channels: As given.
         connections: The open WebSockets: how many, where, what they have come to, and hooks for their begin and end.
         singletons: The components that live as long as the app; an app mounted in another one shares them.
 
@@ -85,6 +91,7 @@ class App(Router):
         allowed_origins: Iterable[str] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         converters: Mapping[str, Converter[Any]] | None = None,
+        channels: "Channels | None" = None,
         debug: bool = False,
     ) -> None:
         super().__init__(dependencies=dependencies, converters=converters)
@@ -93,12 +100,14 @@ class App(Router):
         self.dependency_overrides: dict[Any, Handler] = {}
         self.singletons = Singletons()
         self.connections = Connections()
+        self.channels = channels
         self._origins = OriginPolicy(allowed_origins)
         self._middleware: list[Any] = list(middleware)
         self._handlers: dict[Any, ExceptionHandler] = {}
         self._stack: ASGIApp | None = None
         self._serving = False
         self._life = Life(self, lifespan, self._components_opened, self._mounted_lives)
+        self._life.given |= channels is not None
         self._plans: list[tuple[Route, Plan]] = []
         self._to_open: list[Dependency] = []
         for key, handler in (exception_handlers or {}).items():
@@ -307,7 +316,10 @@ class App(Router):
             self._check_components()
         else:
             self._build()
-        async with self.singletons.opened(self._to_open, self):
+        async with contextlib.AsyncExitStack() as stack:
+            if self.channels is not None:
+                await stack.enter_async_context(self.channels)
+            await stack.enter_async_context(self.singletons.opened(self._to_open, self))
             yield
             await self.connections.shut()
 
@@ -330,6 +342,7 @@ class App(Router):
             last = message["type"]
             await send(message)
 
+        watched.inner = send  # type: ignore[attr-defined]
         try:
             await served(scope, receive, watched)
         except Exception as error:  # noqa: BLE001 - whatever a middleware or a mounted application raises

@@ -29,6 +29,21 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     task.add_done_callback(_tasks.discard)
 
 
+def loop_token() -> Any:
+    """What stands for the event loop that runs, for `call_in_loop`."""
+    if on_trio():
+        return sys.modules["trio"].lowlevel.current_trio_token()
+    return sys.modules["asyncio"].get_running_loop()
+
+
+def call_in_loop(token: Any, function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run an async function in an event loop, from another thread, and wait for what it returns or raises."""
+    trio = sys.modules.get("trio")
+    if trio is not None and isinstance(token, trio.lowlevel.TrioToken):
+        return trio.from_thread.run(function, trio_token=token)
+    return sys.modules["asyncio"].run_coroutine_threadsafe(function(), token).result()
+
+
 def on_trio() -> bool:
     """Whether trio runs."""
     trio = sys.modules.get("trio")
@@ -102,6 +117,13 @@ def _awaited_by(awaitable: Any) -> Any:
     # what it belongs to; the garbage collector knows.
     kinds = (inspect.iscoroutine, inspect.isasyncgen, inspect.isgenerator)
     return next((one for one in gc.get_referents(awaitable) if any(is_kind(one) for is_kind in kinds)), None)
+
+
+def scoped_send_of(send: Any) -> "ScopedSend | None":
+    """The ScopedSend below a `send()` and its wrappers, each of which knows what it sends by as its `inner`."""
+    while send is not None and not isinstance(send, ScopedSend):
+        send = getattr(send, "inner", None)
+    return send
 
 
 class ScopedSend:

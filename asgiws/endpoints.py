@@ -191,7 +191,7 @@ def websocket_endpoint(
     """
     decoder = decoder or plan.decoder
 
-    async def serve(
+    async def serve(  # noqa: PLR0912 - the way of one connection, in one place
         scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: Host, canceller: Any = None
     ) -> None:
         if canceller is None and "trio" in modules and on_trio():
@@ -204,8 +204,7 @@ def websocket_endpoint(
         connections = host.connections
         refused = _admitted(connections, ws, where, canceller)
         if refused is not None:
-            if await _failed(ws, refused, host, where):
-                raise refused
+            await _refuse(ws, refused, host, where)
             return
         try:
             try:
@@ -225,9 +224,18 @@ def websocket_endpoint(
             if isinstance(error, Exception) or not await _interrupted(ws, error, host, where):
                 raise
         finally:
-            connections.leave(ws)
+            try:
+                if ws.is_sending:
+                    await ws.until_closed()
+            finally:
+                connections.leave(ws)
 
     return serve
+
+
+async def _refuse(ws: WebSocket[Any, Any], refused: Exception, host: Host, where: str) -> None:
+    if await _failed(ws, refused, host, where):
+        raise refused
 
 
 def _admitted(connections: Connections, ws: WebSocket[Any, Any], where: str, canceller: Any) -> Exception | None:

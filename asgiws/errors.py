@@ -9,6 +9,10 @@
     |- WebSocketStateError (RuntimeError)   a call that the state of the WebSocket does not allow
     |- ParameterError                       path, query, header, cookie or body values that do not validate
     |- MessageError                         an incoming message of the wrong kind or type
+    |- ChannelsError (RuntimeError)         something that channels cannot do
+    |  |- BrokerError                       the broker behind them cannot be reached, or refuses
+    |  |- GapError                          a subscription that has missed something
+    |  `- SlowSubscriberError               a subscription that does not read
     |- WebSocketDisconnect                  the peer has gone
     |- WebSocketException                   raise it to close with a code of your own
     `- HTTPException                        raise it to refuse a handshake, or to answer a request
@@ -69,6 +73,22 @@ class ProtocolError(AsgiwsError, ValueError):
 
 class WebSocketStateError(AsgiwsError, RuntimeError):
     """A call that the state of the WebSocket does not allow; the state is unchanged."""
+
+
+class ChannelsError(AsgiwsError, RuntimeError):
+    """Something that channels cannot do."""
+
+
+class BrokerError(ChannelsError):
+    """The broker behind channels could not be reached, or refused. Whether a publish came through is not known."""
+
+
+class GapError(ChannelsError):
+    """A subscription was ended, since publications are missing that the topic's history should have kept."""
+
+
+class SlowSubscriberError(ChannelsError):
+    """A subscription was ended, since more was waiting for it than it may hold."""
 
 
 class ParameterProblem:

@@ -39,6 +39,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         inbox_messages: How many messages are read ahead of a handler that does not read.
         inbox_bytes: How many bytes of messages.
         inbox_timeout: How long the inbox may be full; closed with 1008 then.
+        outbox_messages: How many publications may wait to be sent to a socket that is a member of topics.
+        outbox_bytes: How many bytes of publications. What happens to one more says `Channels.join(overflow=)`.
         linger: How long a handler may go on without its client before it is cancelled; 0 is allowed.
         reader: "always" reads ahead from the start. "auto" does so only where a server loses a message when a
             `receive()` is cancelled (granian), and else when the handler does not read.
@@ -67,6 +69,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     inbox_messages: int = 64
     inbox_bytes: int = 1_048_576
     inbox_timeout: float = 15.0
+    outbox_messages: int = 256
+    outbox_bytes: int = 1_048_576
     linger: float = 5.0
     reader: Literal["auto", "always"] = "auto"
     body_bytes: int = 1_048_576
@@ -91,7 +95,7 @@ _OPTIONAL = frozenset(
 _WHOLE = frozenset(
     {
         "message_bytes", "burst", "bad_messages", "connections", "connections_per_client", "inbox_messages",
-        "inbox_bytes", "body_bytes", "header_bytes", "query_bytes",
+        "inbox_bytes", "outbox_messages", "outbox_bytes", "body_bytes", "header_bytes", "query_bytes",
     }
 )  # fmt: skip
 

@@ -183,6 +183,10 @@ class Connections:
         ws.watch.open.discard(ws)
         if ws._inbox is not None:
             ws._inbox.stop()
+        if ws._queue is not None:
+            release = getattr(ws._queue, "release", None)  # of a socket that is a member of topics
+            if release is not None:
+                release()
         closing = ws._closing
         code = 1006 if closing is None else closing[1]
         self._closed[code] = self._closed.get(code, 0) + 1
@@ -237,6 +241,7 @@ class Connections:
                 for hook in self._open_hooks:
                     _call(hook, ws)
 
+        tell.inner = send  # type: ignore[attr-defined]
         return tell
 
     def _has_closed(self, ws: Session, traffic: Traffic | None) -> None:

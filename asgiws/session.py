@@ -27,7 +27,7 @@ from .inbox import Inbox
 from .limits import DEFAULT_LIMITS, Limits
 from .log import logger
 from .messages import MessageDecoder
-from .states import ASKED, ENDED, INCOMING, LOST, OPEN, OPENING, REFUSED, Phase, WebSocketState
+from .states import ASKED, CLOSED, ENDED, INCOMING, LOST, OPEN, OPENING, REFUSED, Phase, WebSocketState
 from .types import Message, Receive, Scope, Send
 
 
@@ -269,9 +269,11 @@ class Session(Connection):
                 raise
             finally:
                 if whole:
-                    self._server_send = send
+                    if self._server_send is answering:  # a hook below it may have put things back already
+                        self._server_send = send
                     notify()
 
+        answering.inner = send  # type: ignore[attr-defined]
         self._server_send = answering
 
     # Receiving
@@ -375,6 +377,10 @@ class Session(Connection):
         """Take the connection for ended without another word: nothing can be sent any more."""
         self._closing = self._closing or ("asgiws", code, reason)
         self._enter(ENDED)
+        # Who waits for a turn or comes later is told at once, also where the send that is stuck cannot be cut.
+        while self._queue:
+            self._queue.popleft().set()
+        self._sending = False
         if self._inbox is not None:
             self._inbox.stop()
 
@@ -395,6 +401,11 @@ class Session(Connection):
     def is_receiving(self) -> bool:
         """Whether a task is receiving."""
         return self._receive is busy_receive or self._receive is quiet_receive
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a send is under way."""
+        return self._sending is not False
 
     # Sending
 
@@ -444,6 +455,12 @@ class Session(Connection):
             self._pass_turn()
             if self._inbox is not None:
                 self._inbox.stop()
+
+    async def until_closed(self) -> None:
+        """Wait until a close that is under way is out: some servers cut a connection whose application is done."""
+        if self._phase is CLOSED or self._phase is REFUSED:
+            await self._turn()
+            self._pass_turn()
 
     async def _deliver(self, event: Message) -> None:
         """Send a `websocket.send` event."""

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import msgspec
 
-from .background import ScopedSend
 from .inbox import size_of
 from .session import Session
 from .types import Message, Receive, Send
@@ -37,11 +36,7 @@ def count_traffic(ws: Session) -> Traffic:
     """Count the messages of a connection from now on."""
     traffic = Traffic()
     ws._server_receive = _counting_receive(ws._server_receive, traffic)
-    send = ws._server_send
-    if isinstance(send, ScopedSend):
-        send.inner = _counting_send(send.inner, traffic)
-    else:
-        ws._server_send = _counting_send(send, traffic)
+    ws._server_send = _counting_send(ws._server_send, traffic)
     return traffic
 
 
@@ -63,6 +58,7 @@ def _counting_send(send: Send, traffic: Traffic) -> Send:
             traffic.messages_out += 1
             traffic.bytes_out += size_of(event)
 
+    count.inner = send  # type: ignore[attr-defined]
     return count
 
 

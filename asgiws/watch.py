@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from .background import ScopedSend, current_task, spawn, tasks_inside, uncancel
+from .background import current_task, scoped_send_of, spawn, tasks_inside, uncancel
 from .errors import HTTPException, WebSocketDisconnect
 from .log import logger
 from .session import SENDERS, Session, Verdict, busy_receive, quiet_receive
@@ -279,10 +279,12 @@ class Watch:
             self._record.dropped += 1
             logger().info("%s: connection %s is given up, a send took too long", ws.where, ws.id)
             ws.give_up(1013, "you read too slowly")
-            ws._sending = math.inf  # it is not looked at again
-            sender = ws._server_send
-            if isinstance(sender, ScopedSend):
-                sender.cut()
+            cut = getattr(ws._queue, "cut", None)  # of a socket that is a member of topics
+            if cut is not None:
+                cut()
+            scoped = scoped_send_of(ws._server_send)
+            if scoped is not None:
+                scoped.cut()
                 continue
             inside = tasks_inside(stuck, SENDERS, "_turn") if inside is None else inside
             task = inside.get(ws)

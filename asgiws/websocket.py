@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 import anyio
 
-from .errors import MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
+from .errors import ConfigurationError, MessageError, ProtocolError, WebSocketDisconnect, WebSocketStateError
 from .http import collect_response
 from .log import logger
 from .messages import MessageDecoder, bytes_of, decoder_for, either_of, encode, encode_message, text_of
@@ -297,6 +297,22 @@ class WebSocket(Session, Generic[In, Out]):
         if self._bad_messages >= self._limits.bad_messages:
             await self.close(error.code, str(error))
             raise error
+
+    async def tag(self, key: str) -> None:
+        """Be reached by a key, in any process: by `channels.send_to(key, ...)` and `channels.disconnect(key)`.
+
+        Several sockets may have one key, and one socket several keys. The end of the connection ends it.
+
+        Raises:
+            ConfigurationError: The app has no channels.
+            ChannelsError: The key cannot be one, or the broker cannot be reached.
+            WebSocketStateError: Not accepted yet, or closed by you.
+            WebSocketDisconnect: The peer has gone.
+        """
+        channels = getattr(self.app, "channels", None)
+        if channels is None:
+            raise ConfigurationError("ws.tag() needs channels: App(channels=Channels())")
+        await channels.tag(self, key)
 
     # Sending
 

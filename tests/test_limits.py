@@ -13,7 +13,7 @@ NAMES = tuple(inspect.signature(Limits).parameters)
 
 WHOLE = (
     "message_bytes", "burst", "bad_messages", "connections", "connections_per_client", "inbox_messages", "inbox_bytes",
-    "body_bytes", "header_bytes", "query_bytes",
+    "outbox_messages", "outbox_bytes", "body_bytes", "header_bytes", "query_bytes",
 )  # fmt: skip
 SECONDS = ("accept_timeout", "idle_timeout", "heartbeat", "lifetime", "send_timeout", "inbox_timeout", "linger")
 OPTIONAL = (

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
 import asgiws.registry
 import asgiws.taps
@@ -52,6 +53,11 @@ class Peer(FakeServer):
     def unread(self) -> int:
         """How many events wait for a `receive()`."""
         return len(self._inbox)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a `receive()` is awaited."""
+        return self._receiving
 
     def _taken(self, event: Event) -> None:
         """Answer a close, as clients do."""
@@ -119,7 +125,10 @@ class Run:
 
     async def come(self, shape: Shape = UVICORN, path: str = "/", **options: Any) -> Peer:
         """A client comes, and is served up to where its handler waits."""
-        server = Peer(shape, path, **options)
+        return await self.serve(Peer(shape, path, **options))
+
+    async def serve(self, server: Peer) -> Peer:
+        """The client of a server of one's own comes."""
         self.servers.append(server)
         self.group.start_soon(self._serve, server)
         await settled()
@@ -148,12 +157,15 @@ async def serving(app: App, raises: type[BaseException] | None = None) -> AsyncI
     with anyio.fail_after(4 * DEADLINE):
         async with anyio.create_task_group() as group:
             run = Run(app, group)
+            whole = False
             yield run
+            whole = True
             for server in run.servers:
                 if server not in run.over:
                     server.leave(1000)
             await soon(lambda: len(run.over) == len(run.servers))
             group.cancel_scope.cancel()
+    assert whole, "a cancellation came out of the app, and cut the test"
     assert [type(error) for error in run.errors] == ([] if raises is None else [raises])
     assert [server.choked for server in run.servers if server.choked] == []
     assert [server.calls_after_disconnect for server in run.servers if server.calls_after_disconnect] == []
@@ -178,6 +190,44 @@ async def reading(ws: WebSocket) -> None:
     await ws.accept()
     async for _ in ws:
         pass
+
+
+def collecting(got: Log) -> Handler:
+    """A handler that keeps what its client says."""
+
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        async for message in ws:
+            got.append(message)
+
+    return handler
+
+
+def sleeping(log: Log) -> Handler:
+    """A handler that neither reads nor sends, and notes with which code its connection ended."""
+
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            log.append(ws.close_code)
+
+    return handler
+
+
+def count_tasks() -> int:
+    """How many tasks there are in this event loop."""
+    return len(asyncio.all_tasks()) if asyncio_runs() else trio.lowlevel.current_statistics().tasks_living
+
+
+def asyncio_runs() -> bool:
+    """Whether this test runs on asyncio."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def told(shape: Shape, code: int) -> int:
@@ -247,12 +297,7 @@ async def test_who_does_not_read_for_two_looks_is_read_for_and_then_reads_himsel
 async def test_who_reads_is_never_read_for(clock: Clock, shape: Shape) -> None:
     got: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        async for message in ws:
-            got.append(message)
-
-    app = app_of(handler)
+    app = app_of(collecting(got))
     async with serving(app) as run:
         server = await run.come(shape)
         for at in range(6):
@@ -373,14 +418,7 @@ async def test_who_neither_reads_nor_sends_is_cancelled_linger_after_its_client_
 ) -> None:
     log: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            log.append("finally")
-
-    app = app_of(handler, linger=linger)
+    app = app_of(sleeping(log), linger=linger)
     async with serving(app) as run:
         server = await run.come(shape)
         for at in range(4):
@@ -397,7 +435,7 @@ async def test_who_neither_reads_nor_sends_is_cancelled_linger_after_its_client_
             assert log == []
             await clock.look(app, 10)
         await run.end_of(server)
-        assert log == ["finally"]
+        assert log == [told(shape, 4001)]
         assert server.types == ["websocket.accept"]
     statistics = app.connections.statistics()
     assert statistics.cancelled == 1
@@ -436,6 +474,37 @@ async def test_a_dependency_is_cleaned_up_in_peace_when_its_handler_is_cancelled
         await run.end_of(server)
         assert log == ["finally it", "closing", "closed"]
     assert app.connections.statistics().cancelled == 1
+
+
+@some_shapes
+@pytest.mark.parametrize("scope", ["connection", "handshake"])
+async def test_a_clean_up_that_lasts_longer_than_linger_is_not_cancelled(
+    clock: Clock, shape: Shape, scope: Any
+) -> None:
+    log: Log = []
+    slow = anyio.Event()
+
+    async def resource() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            log.append("closing")
+            await slow.wait()
+            log.append("closed")
+
+    app = App(limits=Limits(linger=1))
+    app.websocket("/", dependencies=[Depends(resource, scope=scope)])(reading)
+    async with serving(app) as run:
+        server = await run.come(shape)
+        server.leave()
+        await settled()
+        for at in range(10):
+            await clock.look(app, at)
+        assert log == ["closing"]
+        slow.set()
+        await run.end_of(server)
+        assert log == ["closing", "closed"]
+    assert app.connections.statistics().cancelled == 0
 
 
 @some_shapes
@@ -682,21 +751,6 @@ async def test_a_full_inbox_closes_with_1008_after_its_time(clock: Clock, shape:
     assert app.connections.statistics().closed == {1008 if full else 1000: 1}
 
 
-async def test_a_text_counts_in_the_inbox_by_its_bytes(clock: Clock) -> None:
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        await anyio.sleep_forever()
-
-    app = app_of(handler, inbox_bytes=8, inbox_timeout=1, linger=0)
-    async with serving(app) as run:
-        server = await run.come()
-        server.say("\N{GRINNING FACE}" * 2)
-        for at in range(6):
-            await clock.look(app, at)
-        assert server.closed is not None
-        assert server.closed[0] == 1008
-
-
 async def test_an_inbox_that_was_emptied_in_time_has_its_whole_time_again(clock: Clock) -> None:
     turn = [anyio.Event()]
     got: Log = []
@@ -732,6 +786,62 @@ async def test_an_inbox_that_was_emptied_in_time_has_its_whole_time_again(clock:
         assert server.closed is not None
         assert server.closed[0] == 1008
         await clock.look(app, 25)
+
+
+@every_shape
+async def test_a_full_inbox_hides_no_end_for_ever(clock: Clock, shape: Shape) -> None:
+    # T10: behind what does not fit stands the disconnect, which nobody can read
+    log: Log = []
+    app = app_of(sleeping(log), inbox_messages=2, inbox_timeout=15, linger=5)
+    async with serving(app) as run:
+        server = await run.come(shape)
+        for at in range(3):
+            await clock.look(app, at)
+        for _ in range(3):
+            server.say("more")
+        server.abort()
+        await settled()
+        assert server.unread == 2
+        await clock.look(app, 3)  # sees that it is full
+        await clock.look(app, 18)
+        await clock.look(app, 19)  # sees that it has ended
+        await clock.look(app, 23.75)
+        assert log == []
+        await clock.look(app, 24)
+        await run.end_of(server)
+        assert log == [1008]
+    assert app.connections.statistics().cancelled == 1
+
+
+@some_shapes
+async def test_a_flood_starts_one_task_at_the_most(clock: Clock, shape: Shape) -> None:
+    # S22
+    most = 0
+
+    async def handler(ws: WebSocket) -> None:
+        nonlocal most
+        await ws.accept()
+        await settled()
+        before = count_tasks()
+        for number in range(100):
+            for _ in range(4):
+                server.say(str(number))
+            if number % 2:
+                await clock.look(app)
+                await clock.look(app)
+            for within in (None, DEADLINE, None, DEADLINE):
+                await ws.receive_text(within)
+                most = max(most, count_tasks() - before)
+            with pytest.raises(TimeoutError):
+                await ws.receive_text(0)
+            most = max(most, count_tasks() - before)
+
+    app = app_of(handler, inbox_messages=2, messages_per_second=10**9, burst=10**9, heartbeat=10)
+    async with serving(app) as run:
+        server = await run.come(shape)
+        await run.end_of(server)
+        assert server.closed == (1000, "")
+    assert most <= 1
 
 
 # The size of a message
@@ -990,12 +1100,7 @@ async def test_a_client_may_send_a_burst_and_one_message_more_closes_with_1008(
 async def test_a_client_may_send_so_many_messages_a_second_in_the_long_run(clock: Clock) -> None:
     got: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        async for message in ws:
-            got.append(message)
-
-    app = app_of(handler, messages_per_second=2, burst=2)
+    app = app_of(collecting(got), messages_per_second=2, burst=2)
     async with serving(app) as run:
         server = await run.come()
         for at in range(20):  # the first two are the burst
@@ -1014,12 +1119,7 @@ async def test_a_client_may_send_so_many_messages_a_second_in_the_long_run(clock
 async def test_a_long_silence_saves_no_more_than_a_burst(clock: Clock) -> None:
     got: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        async for message in ws:
-            got.append(message)
-
-    app = app_of(handler, messages_per_second=10, burst=2)
+    app = app_of(collecting(got), messages_per_second=10, burst=2)
     async with serving(app) as run:
         server = await run.come()
         clock.now += 1000
@@ -1073,6 +1173,52 @@ async def test_so_many_connections_of_one_client_are_let_in(shape: Shape) -> Non
         assert (await run.come(shape)).status != 101
     assert app.connections.statistics().refused == {"client": 2}
     assert app.connections._clients == {}, "nothing is kept of who has gone"
+
+
+async def test_a_handshake_counts_before_its_answer() -> None:
+    # S12
+    go = anyio.Event()
+
+    async def handler(ws: WebSocket) -> None:
+        await go.wait()
+        await reading(ws)
+
+    for limit, status in (("connections", 503), ("connections_per_client", 429)):
+        go = anyio.Event()
+        app = app_of(handler, **{limit: 1})
+        async with serving(app) as run:
+            first = await run.come()
+            assert first.status is None
+            assert (await run.come()).status == status
+            go.set()
+            await settled()
+            assert first.status == 101
+
+
+@every_shape
+async def test_nothing_is_left_of_a_close_that_the_client_never_answers(shape: Shape) -> None:
+    # T50
+    class Mute(Peer):
+        def _taken(self, event: Event) -> None:
+            """Say nothing to a close."""
+
+    async def handler(ws: WebSocket) -> None:
+        if ws.scope["path"] == "/accepts":
+            await ws.accept()
+        await ws.close(4001)
+
+    app = App(limits=Limits(connections_per_client=1))
+    app.websocket("/refuses")(handler)
+    app.websocket("/accepts")(handler)
+    async with serving(app) as run:
+        for path in ("/refuses", "/accepts"):
+            server = Mute(shape, path)
+            await run.serve(server)
+            await run.end_of(server)
+            assert len(app.connections) == 0
+            assert not server.is_receiving
+    assert app.connections._clients == {}
+    assert app.connections.record.notes == {}
 
 
 async def test_clients_are_told_apart_by_the_key(clock: Clock) -> None:
@@ -1318,14 +1464,7 @@ async def test_a_client_that_speaks_by_itself_is_not_asked(clock: Clock) -> None
 async def test_silence_is_an_end_for_one_who_does_not_read(clock: Clock) -> None:
     log: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            log.append(ws.close_code)
-
-    app = app_of(handler, heartbeat=20, linger=5)
+    app = app_of(sleeping(log), heartbeat=20, linger=5)
     async with serving(app) as run:
         server = await run.come()
         for at in (0, 1, 2, 3, 4):
@@ -1342,7 +1481,7 @@ async def test_silence_is_an_end_for_one_who_does_not_read(clock: Clock) -> None
 
 async def test_a_connection_lasts_its_lifetime_and_some_a_tenth_less(clock: Clock) -> None:
     app = app_of(reading, lifetime=1000)
-    ends: dict[int, list[int]] = {}
+    ends: list[int] = []
     async with serving(app) as run:
         servers = [await run.come() for _ in range(20)]
         await clock.look(app, 0)
@@ -1351,11 +1490,11 @@ async def test_a_connection_lasts_its_lifetime_and_some_a_tenth_less(clock: Cloc
         for at in range(905, 1000, 5):
             before = len(run.over)
             await clock.look(app, at)
-            ends[at] = [len(run.over) - before]
+            ends.append(len(run.over) - before)
         await clock.look(app, 1000)
         await run.end_of(*servers)
         assert {server.closed for server in servers} == {(1001, "connect again")}
-        assert max(count for [count] in ends.values()) < 20, "not all at once"
+        assert sum(1 for count in ends if count) > 1, "not all at once"
 
 
 async def test_the_lifetime_ends_one_who_is_busy_all_the_time_too(clock: Clock) -> None:
@@ -1507,16 +1646,24 @@ async def test_a_close_that_takes_too_long_is_cut_too(clock: Clock, shape: Shape
     assert app.connections.statistics().cancelled == 0
 
 
+async def fleeting() -> AsyncIterator[None]:
+    """A dependency of the handshake."""
+    yield
+
+
 @every_blocking_shape
-async def test_an_accept_that_takes_too_long_is_cut_too(clock: Clock, shape: Shape) -> None:
+@pytest.mark.parametrize("waits", ["nobody", "a hook", "a dependency"])
+async def test_an_accept_that_takes_too_long_is_cut_too(clock: Clock, shape: Shape, waits: str) -> None:
     hold = anyio.Event()
-    app = app_of(reading, send_timeout=10, accept_timeout=None)
+    dependencies = [Depends(fleeting, scope="handshake")] if waits == "a dependency" else []
+    app = App(limits=Limits(send_timeout=10, accept_timeout=None))
+    app.websocket("/", dependencies=dependencies)(reading)
+    if waits == "a hook":
+        app.connections.on_open(lambda _: None)
     async with serving(app) as run:
         server = Peer(shape)
         server.hold = hold
-        run.servers.append(server)
-        run.group.start_soon(run._serve, server)
-        await settled()
+        await run.serve(server)
         assert server.sending == 1
         await clock.look(app, 0)
         await clock.look(app, 9.75)
@@ -1582,6 +1729,155 @@ async def test_a_send_in_a_scope_of_the_handlers_own_is_cut_without_harm_to_the_
         await clock.look(app, 1)
         await run.end_of(server)
         assert log == [1013, "inside", False, "outside"]
+
+
+async def test_a_send_inside_of_a_generator_is_cut_too(clock: Clock) -> None:
+    log: Log = []
+
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.receive_text()
+
+        async def parts() -> AsyncIterator[int]:
+            await ws.send_text("part")
+            yield 1
+
+        try:
+            async for _ in parts():
+                log.append("sent")
+        except WebSocketDisconnect as gone:
+            log.append(gone.code)
+
+    app = app_of(handler, send_timeout=1, linger=1000)
+    async with serving(app) as run:
+        server = await run.come()
+        server.hold = anyio.Event()
+        server.say("go")
+        await settled()
+        await clock.look(app, 0)
+        await clock.look(app, 1)
+        await run.end_of(server)
+        assert log == [1013]
+
+
+class Unstoppable(Peer):
+    """A server whose `send()` cannot be cancelled."""
+
+    async def send(self, event: Any) -> None:
+        with anyio.CancelScope(shield=True):
+            await super().send(event)
+
+    async def _held_up(self) -> None:
+        while self.hold is not None and not self.hold.is_set():
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which asks no scope
+                await self.hold.wait()
+
+
+@pytest.mark.parametrize("who", ["the handler", "another task"])
+async def test_a_send_that_cannot_be_cut_is_an_end_all_the_same(clock: Clock, who: str) -> None:
+    log: Log = []
+
+    async def send() -> None:
+        with contextlib.suppress(WebSocketDisconnect):  # on asyncio it got through, and is none that was cut
+            await ws.send_text("slow")
+
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.receive_text()
+        if who == "the handler":
+            await send()
+        for _ in range(2):
+            with pytest.raises(WebSocketDisconnect) as gone:
+                await ws.send_text("more")
+            log.append(gone.value.code)
+
+    app = app_of(handler, send_timeout=30, linger=1000)
+    async with serving(app) as run:
+        server = Unstoppable()
+        await run.serve(server)
+        (ws,) = run.sockets
+        hold = server.hold = anyio.Event()
+        if who == "another task":
+            run.group.start_soon(send)
+            await settled()
+        server.say("go")
+        await settled()
+        await clock.look(app, 0)
+        await clock.look(app, 30)
+        assert (ws.close_code, ws.application_state.name) == (1013, "DISCONNECTED")
+        assert log == [1013, 1013] * (who == "another task"), "nobody else waits for it"
+        for at in (31, 61, 100):
+            await clock.look(app, at)
+        hold.set()
+        await run.end_of(server)
+        await settled()
+        assert log == [1013, 1013]
+        assert (server.texts, server.closed) == (["slow"], None)
+    statistics = app.connections.statistics()
+    assert (statistics.dropped, statistics.closed) == (1, {1013: 1})
+
+
+@every_blocking_shape
+async def test_a_close_that_waits_for_a_send_is_called_for_once(clock: Clock, shape: Shape) -> None:
+    # S22
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.receive_text()
+        with contextlib.suppress(WebSocketDisconnect):
+            await ws.send_text("slow")
+
+    app = app_of(handler, idle_timeout=10, send_timeout=1000, linger=1000)
+    async with serving(app) as run:
+        server = await run.come(shape)
+        hold = server.hold = anyio.Event()
+        server.say("go")
+        await settled()
+        before = count_tasks()
+        for at in range(20):
+            await clock.look(app, at)
+        assert server.closed is None
+        assert count_tasks() <= before + 2, "the close, and the reader of one who does not read"
+        hold.set()
+        await soon(lambda: server.closed)
+        assert server.closed == (as_sent(shape, 1001), "you sent nothing")
+        await run.end_of(server)
+
+
+class LibraryError(Exception):
+    """What the library below a server raises."""
+
+
+@every_shape
+async def test_a_message_that_the_server_cannot_carry_is_an_exception_like_any_other(
+    shape: Shape, caplog: pytest.LogCaptureFixture
+) -> None:
+    # T27: daphne raises for more than 1 MiB
+    class Small(Peer):
+        def _take(self, event: Event) -> None:
+            if event["type"] == "websocket.send" and len(event["text"]) > 8:
+                raise LibraryError("the payload is too large")
+            super()._take(event)
+
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        try:
+            await ws.send_text("a" * 9)
+        except LibraryError:
+            if ws.scope["path"] == "/plain":
+                raise
+            await ws.send_text("b")
+
+    app = App()
+    app.websocket("/plain")(handler)
+    app.websocket("/caught")(handler)
+    async with serving(app, raises=LibraryError) as run:
+        plain = await run.serve(Small(shape, "/plain"))
+        caught = await run.serve(Small(shape, "/caught"))
+        await run.end_of(plain, caught)
+        assert plain.closed == (as_sent(shape, 1011), "internal error")
+        assert (caught.texts, caught.closed) == (["b"], (1000, ""))
+    (record,) = caplog.records
+    assert "websocket /plain" in record.getMessage()
 
 
 async def test_only_the_one_connection_that_is_stuck_is_cut(clock: Clock) -> None:
@@ -1694,17 +1990,40 @@ async def test_close_all_closes_all_and_refuses_newcomers(clock: Clock, shape: S
     assert statistics.closed == {1012: 2}
 
 
-async def test_close_all_cancels_who_does_not_mind_linger_later(clock: Clock) -> None:
-    log: Log = []
+@every_blocking_shape
+@pytest.mark.parametrize("then", ["returns", "raises"])
+async def test_the_close_is_out_before_the_handler_is_done(
+    clock: Clock, shape: Shape, then: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # P20
+    go = anyio.Event()
 
     async def handler(ws: WebSocket) -> None:
         await ws.accept()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            log.append("finally")
+        await go.wait()
+        if then == "raises":
+            raise ValueError("as it should")
 
-    app = app_of(handler, linger=5)
+    app = app_of(handler, linger=1000)
+    async with serving(app, raises=ValueError if then == "raises" else None) as run:
+        server = await run.come(shape)
+        hold = server.hold = anyio.Event()
+        await app.close_all()
+        await settled()
+        assert server.sending == 1
+        go.set()
+        await settled()
+        assert run.over == []
+        hold.set()
+        await run.end_of(server)
+        assert server.closed == (as_sent(shape, 1012), "")
+    assert ("as it should" in caplog.text) == (then == "raises")
+
+
+async def test_close_all_cancels_who_does_not_mind_linger_later(clock: Clock) -> None:
+    log: Log = []
+
+    app = app_of(sleeping(log), linger=5)
     async with serving(app) as run:
         server = await run.come()
         await app.close_all(4000)
@@ -1715,7 +2034,7 @@ async def test_close_all_cancels_who_does_not_mind_linger_later(clock: Clock) ->
         assert log == []
         await clock.look(app, 5)
         await run.end_of(server)
-        assert log == ["finally"]
+        assert log == [4000]
 
 
 async def test_close_all_spreads_its_closes_over_a_window(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1777,9 +2096,7 @@ async def test_close_all_does_not_fail_where_the_handler_is_just_accepting(clock
     async with serving(app) as run:
         server = Peer()
         connect = server._inbox.popleft()  # the server has not told of it yet
-        run.servers.append(server)
-        run.group.start_soon(run._serve, server)
-        await settled()
+        await run.serve(server)
         failures: Log = []
         if asyncio_runs():
             asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
@@ -1792,15 +2109,6 @@ async def test_close_all_does_not_fail_where_the_handler_is_just_accepting(clock
         server.put(connect)
         await settled()
         assert failures == []
-
-
-def asyncio_runs() -> bool:
-    """Whether this test runs on asyncio."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 async def test_close_all_without_connections_does_nothing_but_to_refuse(clock: Clock) -> None:
@@ -1905,6 +2213,23 @@ async def test_a_hook_that_fails_is_logged_and_harms_nobody(clock: Clock, caplog
     ]
 
 
+async def test_after_the_accept_neither_hook_nor_dependency_stands_between_handler_and_server(clock: Clock) -> None:
+    senders: Log = []
+
+    async def handler(ws: WebSocket) -> None:
+        await ws.accept()
+        senders.append(type(ws._send))
+
+    app = App()
+    app.websocket("/plain")(handler)
+    app.websocket("/both", dependencies=[Depends(fleeting, scope="handshake")])(handler)
+    async with serving(app) as run:
+        await run.come(path="/plain")
+        app.connections.on_open(lambda _: None)
+        await run.come(path="/both")
+    assert senders[0] is senders[1]
+
+
 @pytest.mark.parametrize("name", ["on_open", "on_close"])
 def test_a_hook_is_a_plain_function(name: str) -> None:
     async def coroutine(_: Any) -> None: ...
@@ -1921,14 +2246,7 @@ def test_a_hook_is_a_plain_function(name: str) -> None:
 async def test_the_watchdog_reads_for_who_does_not_and_cancels_who_lingers(quick: None, shape: Shape) -> None:
     log: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            log.append(ws.close_code)
-
-    app = app_of(handler, linger=0.01)
+    app = app_of(sleeping(log), linger=0.01)
     async with serving(app) as run:
         server = await run.come(shape)
         server.say("hello")
@@ -1940,14 +2258,7 @@ async def test_the_watchdog_reads_for_who_does_not_and_cancels_who_lingers(quick
 async def test_the_watchdog_ends_without_connections_and_the_next_one_starts_it_again(quick: None) -> None:
     log: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            log.append("finally")
-
-    app = app_of(handler, linger=0)
+    app = app_of(sleeping(log), linger=0)
     for round_ in range(3):
         async with serving(app) as run:
             server = await run.come()
@@ -2008,14 +2319,7 @@ async def test_one_who_comes_while_the_watchdog_goes_to_rest_is_watched(quick: N
 def test_an_app_serves_in_one_event_loop_after_the_other(quick: None) -> None:
     log: Log = []
 
-    async def handler(ws: WebSocket) -> None:
-        await ws.accept()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            log.append("finally")
-
-    app = app_of(handler, linger=0)
+    app = app_of(sleeping(log), linger=0)
 
     async def main() -> None:
         async with serving(app) as run:
@@ -2050,6 +2354,7 @@ def test_an_event_loop_that_was_just_closed_takes_no_watchdog_with_it(quick: Non
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "daphne", "granian"])
 async def test_a_client_of_a_test_sees_what_the_watchdog_does(quick: None, server: str) -> None:
     app = App()
+    cut: Log = []
 
     @app.websocket("/idle", limits=Limits(idle_timeout=0.05))
     async def idle(ws: WebSocket) -> None:
@@ -2059,8 +2364,11 @@ async def test_a_client_of_a_test_sees_what_the_watchdog_does(quick: None, serve
     async def stuck(ws: WebSocket) -> None:
         await ws.accept()
         await ws.receive_text()
-        while True:
-            await ws.send_bytes(b"a" * 1024)
+        try:
+            while True:
+                await ws.send_bytes(b"a" * 1024)
+        except WebSocketDisconnect as gone:
+            cut.append(gone.code)
 
     @app.websocket("/busy", limits=Limits(linger=0.01))
     async def busy(ws: WebSocket) -> None:
@@ -2079,6 +2387,7 @@ async def test_a_client_of_a_test_sees_what_the_watchdog_does(quick: None, serve
                 await soon(lambda: app.connections.statistics().dropped == 1)
         await soon(lambda: len(app.connections) == 0)
     assert app.connections.statistics().cancelled == 1
+    assert cut == [1013] * (server != "daphne")
     assert looking(app) == (server == "daphne"), "the end of the lifespan ends it, where there is one"
 
 
@@ -2112,6 +2421,28 @@ async def test_what_is_open_at_the_end_of_the_lifespan_is_closed_and_cleaned_up(
             assert log == ["open", "end"]
     assert server.sent[-1] == {"type": "websocket.close", "code": 1012, "reason": "the server stops"}
     assert len(app.connections) == 0
+
+
+@pytest.mark.parametrize("left", ["nobody", "a reader", "a sleeper"])
+async def test_nothing_is_left_of_the_watchdog_after_the_lifespan(quick: None, left: str) -> None:
+    async def handler(ws: WebSocket) -> None:
+        await (sleeping([]) if left == "a sleeper" else reading)(ws)
+
+    app = app_of(handler, linger=0)
+    async with serving(app) as run:
+        before = count_tasks()
+        async with app.lifespan_context():
+            without = count_tasks()
+            server = await run.come()
+            assert count_tasks() > without + 1, "its handler, and the watchdog"
+            if left == "nobody":
+                server.leave()
+                await run.end_of(server)
+        assert len(app.connections) == 0
+        await run.end_of(server)
+        assert count_tasks() == before
+        assert app.connections._watches == {}
+        assert app.connections.record.notes == {}
 
 
 async def test_a_look_that_fails_is_logged_and_the_next_one_comes(

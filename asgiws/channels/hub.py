@@ -1,0 +1,239 @@
+"""The topics of a process: watched while they have members, and kept without a hole."""
+
+import collections
+import fnmatch
+import functools
+import random
+from _thread import get_ident
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from ..background import loop_token, spawn
+from ..errors import BrokerError, ChannelsError
+from ..log import logger
+from .backend import Backend, Keep, Present
+from .options import ChannelsStatistics, TopicOptions
+from .publication import USER, Publication
+from .topics import Topic
+
+RETRY_LEAST, RETRY_MOST = 0.05, 5.0
+"""Seconds to wait before a history is read again that could not be read."""
+
+
+class Hub:
+    """What channels stand on: the receiver of a backend.
+
+    Args:
+        backend: What keeps the topics.
+        options: Options by pattern; the last one fits all.
+        lease: For how many seconds somebody is present whose process has died.
+    """
+
+    def __init__(self, backend: Backend, options: Iterable[tuple[str, TopicOptions]], lease: float) -> None:
+        self._backend = backend
+        self._options = list(options)
+        self._options_of = functools.lru_cache(4096)(self._find_options)
+        self._lease = lease
+        self._topics: dict[str, Topic] = {}
+        self._ready: dict[str, anyio.Event] = {}
+        self._present: dict[Present, None] = {}
+        self._hooks: list[Callable[[bool], Any]] = []
+        self._opened = 0
+        self._scope: anyio.CancelScope | None = None
+        self._token: Any = None
+        self._thread: int | None = None
+        self._dropped: collections.Counter[str] = collections.Counter()
+        self._published = self._delivered = self._breaks = 0
+        self._healthy = False
+        self._crowded = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {len(self._topics)} topics, {'open' if self._opened else 'closed'}>"
+
+    def _find_options(self, topic: str) -> TopicOptions:
+        return next(options for pattern, options in self._options if fnmatch.fnmatchcase(topic, pattern))
+
+    def _keep(self, topic: str) -> Keep:
+        options = self._options_of(topic)
+        return Keep(options.history, options.ttl)
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        """Open them.
+
+        Raises:
+            BrokerError: The broker cannot be reached, or refuses.
+        """
+        if self._opened and self._thread != get_ident():
+            raise ChannelsError("these channels are open in another thread: each event loop needs its own")
+        if not self._opened:
+            await self._backend.open(self)
+            self._token, self._thread = loop_token(), get_ident()
+            self._healthy = True
+            self._scope = anyio.CancelScope()
+            spawn(functools.partial(self._renew, self._scope))
+        self._opened += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close them."""
+        self._opened -= 1
+        if not self._opened:
+            if self._scope is not None:
+                self._scope.cancel()
+            self._token = self._thread = None
+            self._healthy = False
+            with anyio.CancelScope(shield=True):
+                await self._backend.close()
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise ChannelsError(
+                "these channels are not open: pass them to App(channels=...), or `async with channels:`"
+            )
+
+    async def _renew(self, scope: anyio.CancelScope) -> None:
+        """Renew the leases of who is present, and look whether a last publication was missed, until the end."""
+        with scope:
+            while True:
+                await anyio.sleep(self._lease / 3 * random.uniform(0.8, 1.0))  # noqa: S311 - so that not all do it at once
+                try:
+                    if self._present:
+                        await self._backend.renew(list(self._present), self._lease)
+                    if self._backend.shared:
+                        self._look_after(topic for topic in self._topics.values() if topic.keep.history)
+                except BrokerError as error:
+                    logger().debug("leases could not be renewed: %s", error)
+                except Exception:  # noqa: BLE001 - nobody waits for this task
+                    logger().exception("leases could not be renewed")
+
+    # Topics
+
+    async def _use(self, name: str) -> Topic:
+        """A topic that is watched until it is released."""
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._new_topic(name)
+        topic.users += 1
+        try:
+            await self._until_ready(topic)
+        except BaseException:
+            self._release(topic)
+            raise
+        return topic
+
+    def _release(self, topic: Topic) -> None:
+        topic.users -= 1
+        if not topic.users:
+            del self._topics[topic.name]
+            if self._opened:
+                self._backend.unwatch(topic.name)
+
+    def _new_topic(self, name: str) -> Topic:
+        options = self._options_of(name)
+        keep = Keep(options.history, options.ttl) if not name.startswith(USER) else Keep(0, 1)
+        topic = self._topics[name] = Topic(name, keep, tells_presence=options.presence)
+        return topic
+
+    async def _until_ready(self, topic: Topic) -> None:
+        """Wait until a topic is watched and its position is known."""
+        while topic.position is None:
+            event = self._ready.get(topic.name)
+            if event is not None:  # somebody else sees to it
+                await event.wait()
+                continue
+            event = self._ready[topic.name] = anyio.Event()
+            try:
+                await self._backend.watch(topic.name)
+                while topic.catch_up(await self._backend.read(topic.name, topic.position, 0)):
+                    """What has come meanwhile does not fit to what was read."""
+            finally:
+                if self._ready.get(topic.name) is event:
+                    del self._ready[topic.name]
+                event.set()
+
+    # Called by the backend
+
+    def deliver(self, publication: Publication) -> None:
+        """See `Receiver.deliver`."""
+        topic = self._topics.get(publication.topic)
+        if topic is None:
+            return
+        if topic.deliver(publication):
+            self._read_on([topic])
+        elif topic.held is None:
+            self._delivered += len(topic.sockets) + len(topic.others)
+            self._crowded |= topic.crowded
+
+    def broken(self) -> None:
+        """See `Receiver.broken`."""
+        self._breaks += 1
+        self._set_healthy(healthy=False)
+
+    def spoilt(self) -> None:
+        """See `Receiver.spoilt`."""
+        self._dropped["spoilt"] += 1
+
+    def mended(self) -> None:
+        """See `Receiver.mended`."""
+        self._set_healthy(healthy=True)
+        self._look_after(self._topics.values())
+
+    def _set_healthy(self, *, healthy: bool) -> None:
+        if healthy is not self._healthy:
+            self._healthy = healthy
+            for hook in self._hooks:
+                try:
+                    hook(healthy)
+                except Exception:  # noqa: BLE001 - it must not touch the reader
+                    logger().exception("the hook %r failed", hook)
+
+    def _look_after(self, topics: Iterable[Topic]) -> None:
+        """Read on in topics of which something may be missing."""
+        self._read_on([topic for topic in topics if topic.position is not None and topic.hold()])
+
+    def _read_on(self, topics: Iterable[Topic]) -> None:
+        topics = list(topics)
+        if topics:
+            spawn(functools.partial(self._catch_up, topics))
+
+    async def _catch_up(self, topics: Iterable[Topic]) -> None:
+        for topic in topics:
+            pause = RETRY_LEAST
+            while self._topics.get(topic.name) is topic and self._opened:
+                try:
+                    page = await self._backend.read(topic.name, topic.position, max(topic.keep.history, 1))
+                    if not topic.catch_up(page):
+                        break
+                except BrokerError as error:
+                    logger().debug("the history of %r could not be read: %s", topic.name, error)
+                except Exception:  # noqa: BLE001 - nobody waits for this task
+                    logger().exception("the history of %r could not be read", topic.name)
+                await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(pause * 2, RETRY_MOST)
+
+    # Seen from outside
+
+    @property
+    def healthy(self) -> bool:
+        """Whether they are open, and the broker is there."""
+        return self._healthy
+
+    def on_health(self, function: Callable[[bool], Any]) -> Callable[[bool], Any]:
+        """Have a plain function called with False when the broker has gone, and with True when it is back."""
+        self._hooks.append(function)
+        return function
+
+    def statistics(self) -> ChannelsStatistics:
+        """What they have come to until now."""
+        return ChannelsStatistics(
+            len(self._topics),
+            sum(len(topic.sockets) + len(topic.others) for topic in self._topics.values()),
+            self._published, self._delivered, dict(self._dropped), self._breaks, self._healthy,
+        )  # fmt: skip

@@ -1,0 +1,185 @@
+"""A loop over what comes in a topic."""
+
+import collections
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import anyio
+
+from ..errors import ChannelsError, GapError, SlowSubscriberError
+from .backend import Page
+from .policies import Joined, Lost, Policy
+from .publication import Position, Publication
+
+
+class Subscription(AsyncIterator["Publication | Lost"]):
+    """What comes in a topic, for a loop: `async for publication in subscription`.
+
+    Args:
+        topic: The topic.
+        tally: Counts what is dropped, by cause.
+        policy: What becomes of publications for which there is no room.
+        tells: Give a `Lost` where publications are missing.
+        strict: End where publications are missing that `tells` does not tell of.
+        messages: How many publications wait at most.
+        size: How many bytes of them.
+
+    Attributes:
+        joined: What it began with; not set before it has begun.
+    """
+
+    __slots__ = (
+        "_after", "_arrival", "_bytes", "_failure", "_held", "_messages", "_policy", "_queue", "_size", "_strict",
+        "_tally", "_tells", "_topic", "joined",
+    )  # fmt: skip
+
+    joined: Joined
+
+    def __init__(
+        self,
+        topic: str,
+        tally: "collections.Counter[str]",
+        *,
+        policy: Policy,
+        tells: bool,
+        strict: bool,
+        messages: int,
+        size: int,
+    ) -> None:
+        self._topic = topic
+        self._tally = tally
+        self._policy = policy
+        self._tells = tells
+        self._strict = strict
+        self._messages = messages
+        self._size = size
+        self._bytes = 0
+        self._queue: collections.deque[Publication | Lost] = collections.deque()
+        self._held: list[Publication] | None = []
+        self._after: Position | None = None
+        self._arrival: anyio.Event | None = None
+        self._failure: ChannelsError | None = None
+
+    def begin(self, page: Page, joined: Joined) -> None:
+        """Give what the history has, then what has come since it was asked, and go on with what comes."""
+        self.joined = joined
+        self._after = page.position
+        held, self._held = self._held or [], None
+        for publication in page.entries:
+            self._put(publication)
+        for publication in held:
+            self.take(publication)
+
+    def take(self, publication: Publication) -> None:
+        """A publication has come."""
+        if self._held is not None:
+            self._held.append(publication)
+            if len(self._held) > self._messages:
+                self._held.clear()
+                self._end(self._too_slow())
+            return
+        position, after = publication.position, self._after
+        if position is not None and after is not None:
+            if position.epoch == after.epoch and position.offset <= after.offset:
+                return  # it was in the history
+            self._after = None
+        self._put(publication)
+
+    def missed(self, count: int | None, reason: str) -> None:
+        """So many publications are missing before the next one."""
+        self._tally[reason] += count or 1
+        if self._tells:
+            self._queue.append(Lost(self._topic, count, reason))
+            self._wake()
+        elif self._strict:
+            self._end(GapError(f"publications in {self._topic!r} are missing ({reason})"))
+
+    def _put(self, publication: Publication) -> None:
+        if self._failure is not None:
+            return
+        if self._policy.latest is not None and self._replaced(publication, self._policy.latest.key_of):
+            return
+        if not self._fits(publication) and not self._make_room(publication):
+            return
+        self._queue.append(publication)
+        self._bytes += publication.size
+        self._wake()
+
+    def _fits(self, publication: Publication) -> bool:
+        return len(self._queue) < self._messages and self._bytes + publication.size <= self._size
+
+    def _replaced(self, publication: Publication, key_of: Callable[[Publication], Any]) -> bool:
+        key = key_of(publication)
+        for at, one in enumerate(self._queue):
+            if isinstance(one, Publication) and key_of(one) == key:
+                self._bytes += publication.size - one.size
+                self._queue[at] = publication
+                self._tally["latest"] += 1
+                return True
+        return False
+
+    def _make_room(self, publication: Publication) -> bool:
+        """Whether there is room for it now."""
+        if self._policy.name == "close":
+            self._tally["overflow"] += 1
+            self._end(self._too_slow())
+            return False
+        if self._policy.name == "drop_newest":
+            self._tally["overflow"] += 1
+            self._add_loss(self._queue, 1, last=True)
+            return False
+        dropped = 0
+        while self._queue and not self._fits(publication):
+            oldest = self._queue.popleft()
+            if isinstance(oldest, Publication):
+                self._bytes -= oldest.size
+                dropped += 1
+            elif oldest.count is not None:
+                dropped += oldest.count
+        self._tally["overflow"] += dropped
+        self._add_loss(self._queue, dropped, last=False)
+        return True
+
+    def _add_loss(self, queue: "collections.deque[Publication | Lost]", count: int, *, last: bool) -> None:
+        if not self._tells or not count:
+            return
+        lost = Lost(self._topic, count, "overflow")
+        if last and queue and isinstance(queue[-1], Lost) and queue[-1].reason == "overflow":
+            queue[-1] = Lost(self._topic, (queue[-1].count or 0) + count, "overflow")
+        elif last:
+            queue.append(lost)
+        else:
+            queue.appendleft(lost)
+        self._wake()
+
+    def _too_slow(self) -> ChannelsError:
+        return SlowSubscriberError(f"the subscription to {self._topic!r} has read too slowly")
+
+    def _end(self, failure: ChannelsError) -> None:
+        """Raise when everything is taken that has come before."""
+        self._failure = self._failure or failure
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None:
+            self._arrival.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Publication | Lost:
+        """The next publication.
+
+        Raises:
+            SlowSubscriberError: More was waiting than it may hold, and `overflow` is "close".
+            GapError: Publications are missing that the history should have kept, and no `Lost` is asked for.
+        """
+        while not self._queue:
+            if self._failure is not None:
+                raise self._failure
+            self._arrival = anyio.Event()
+            await self._arrival.wait()
+        one = self._queue.popleft()
+        if isinstance(one, Publication):
+            self._bytes -= one.size
+        return one

@@ -1,0 +1,133 @@
+"""One topic as a process sees it: who is a member, and up to where they have been told.
+
+Publications come in the order of their offsets, without a hole, or the topic knows it: then it holds back what comes,
+reads what is missing from the history, and goes on; or it tells its members of the hole.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from .backend import Keep, Page, sent_as
+from .members import Membership
+from .publication import Position, Publication
+
+MOST_HELD_BACK = 1000
+"""How many publications a topic holds back while it reads the history."""
+
+
+class Listener(Protocol):
+    """A member of a topic."""
+
+    def take(self, publication: Publication) -> None:
+        """A publication has come; nobody waits for the member."""
+
+    def missed(self, count: int | None, reason: str) -> None:
+        """So many publications are missing before the next one."""
+
+
+class Topic:
+    """A topic with members in this process.
+
+    Args:
+        name: Its name.
+        keep: How much of it is kept.
+        tells_presence: Whether its members are told who comes and goes.
+
+    Attributes:
+        sockets: The members that are sockets.
+        others: The members that are not.
+        users: How many are members, or are about to become one.
+        position: Of the last publication that the members have been told; None before the first was read.
+        held: What is held back; None unless the history is being read.
+        crowded: Whether the last publication had to wait at some socket.
+        holes: How many publications are known to be missing.
+    """
+
+    __slots__ = ("crowded", "held", "holes", "keep", "name", "others", "position", "sockets", "tells_presence", "users")
+
+    def __init__(self, name: str, keep: Keep, *, tells_presence: bool) -> None:
+        self.name = name
+        self.keep = keep
+        self.tells_presence = tells_presence
+        self.sockets: dict[Membership, None] = {}
+        self.others: dict[Listener, None] = {}
+        self.users = 0
+        self.position: Position | None = None
+        self.held: list[Publication] | None = []
+        self.crowded = False
+        self.holes = 0
+
+    @property
+    def members(self) -> Iterable[Listener]:
+        """All members."""
+        return (*self.sockets, *self.others)
+
+    def deliver(self, publication: Publication) -> bool:
+        """Take a publication of the backend's; whether the history has to be read first."""
+        position = publication.position
+        if self.held is not None:
+            self.held.append(publication)
+            if len(self.held) > MOST_HELD_BACK:
+                self.held.clear()
+            return False
+        if position is not None and not self._follows(position):
+            if self.position is not None and position.epoch == self.position.epoch:
+                if position.offset <= self.position.offset:
+                    return False
+                if not self.keep.history:
+                    self._tell_of_hole(position.offset - self.position.offset - 1, "gap")
+                    self._give(publication)
+                    return False
+            self.held = [publication]
+            return True
+        self._give(publication)
+        return False
+
+    def _follows(self, position: Position) -> bool:
+        last = self.position
+        return last is not None and position.offset == last.offset + 1 and position.epoch == last.epoch
+
+    def _give(self, publication: Publication) -> None:
+        if publication.position is not None:
+            self.position = publication.position
+        kind, data, size, exclude = sent_as(publication.kind), publication.data, publication.size, publication.exclude
+        is_order = publication.kind == "close"
+        crowded = False
+        for member in tuple(self.sockets):
+            if not member.plain or is_order:
+                member.take(publication)
+            elif (exclude is None or member.id != exclude) and not member.outbox.send(member, kind, data, size):
+                crowded = True
+        self.crowded = crowded
+        for other in tuple(self.others):
+            other.take(publication)
+
+    def hold(self) -> bool:
+        """Hold back what comes, to read the history; False if it is being read already."""
+        if self.held is not None:
+            return False
+        self.held = []
+        return True
+
+    def catch_up(self, page: Page) -> bool:
+        """Go on after the history was read; whether it has to be read again."""
+        before = self.position
+        if before is not None and page.reason is not None:
+            known = page.position.epoch == before.epoch and page.position.offset > before.offset
+            self._tell_of_hole(page.position.offset - before.offset if known else None, page.reason)
+        if before is not None and page.reason is None:
+            for entry in page.entries:
+                self._give(entry)
+        if before is None or page.reason is not None or page.position.offset > before.offset:
+            self.position = page.position
+        held, self.held = self.held or [], None
+        for at, publication in enumerate(held):
+            if self.deliver(publication):
+                self.held = [publication, *held[at + 1 :]]
+                return True
+        return False
+
+    def _tell_of_hole(self, count: int | None, reason: str) -> None:
+        self.holes += count or 1
+        for member in self.members:
+            member.missed(count, reason)
