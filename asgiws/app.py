@@ -68,7 +68,7 @@ class App(Router):
         limits: What a connection may cost.
         converters: Converters of path templates, by name.
         channels: Topics to publish in and to join; opened and closed with the app, and given to every parameter that is
-            annotated with `Channels`.
+            annotated with `Channels`. An app that is mounted in another one has those of the outer one.
         debug: Tell in the log which dependency holds up the event loop for more than 50 ms.
 
     Attributes:
@@ -171,19 +171,20 @@ class App(Router):
             self._plans += [(route, plan) for plan in serving.plans]
             return serving.endpoint
         if isinstance(route.app, App):
-            route.app._share(self.singletons)  # noqa: SLF001 - of the same class
+            route.app._share(self)  # noqa: SLF001 - of the same class
 
         async def serve(scope: Scope, receive: Receive, send: Send, params: dict[str, Any], host: App) -> None:
             await host.guard(functools.partial(route.serve, params=params, host=host), scope, receive, send)
 
         return serve
 
-    def _share(self, singletons: Singletons) -> None:
-        """Take the singletons of the app around this one, and so do the apps below."""
-        self.singletons = singletons
+    def _share(self, outer: "App") -> None:
+        """Take the singletons of the app around this one, and its channels if it has none, and so do the apps below."""
+        self.singletons = outer.singletons
+        self.channels = self.channels or outer.channels
         for route in self.routes:
             if isinstance(route, Mount) and isinstance(route.app, App):
-                route.app._share(singletons)  # noqa: SLF001 - of the same class
+                route.app._share(self)  # noqa: SLF001 - of the same class
 
     def scan(self, package: str | ModuleType) -> None:
         """Import a package and all modules below it, and include every controller and router that stands in them.
@@ -290,6 +291,7 @@ class App(Router):
             try:
                 _check_body(plan)
                 needed = list(every_dependency(plan, self.dependency_overrides))
+                self._check_channels([plan, *(one.plan for one in needed)])
             except SignatureError as error:
                 error.where = " -> ".join(filter(None, (route.where, error.where)))
                 raise
@@ -299,6 +301,16 @@ class App(Router):
                 self._warn_of_ambient(route, needed)
         self._to_open = list(found.values())
         self._life.given |= bool(found)
+
+    def _check_channels(self, plans: Iterable[Plan]) -> None:
+        """Refuse a parameter annotated with `Channels` where there are none."""
+        if self.channels is not None:
+            return
+        for name, read in (step for plan in plans for step in plan.steps):
+            if getattr(getattr(read, "__self__", None), "are_of_app", False):
+                raise SignatureError(
+                    f"parameter {name!r} asks for Channels, and this app has none", "Write App(channels=Channels())."
+                )
 
     @staticmethod
     def _warn_of_ambient(route: Route, needed: Iterable[Dependency]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asgiws
+import asgiws.channels
 from asgiws import (
     App,
     AsgiwsError,
@@ -30,7 +31,17 @@ from asgiws import (
     WebSocketException,
     WebSocketStateError,
 )
-from asgiws.errors import ParameterProblem, RegistrationError, did_you_mean, status_phrase, whereabouts
+from asgiws.errors import (
+    BrokerError,
+    ChannelsError,
+    GapError,
+    ParameterProblem,
+    RegistrationError,
+    SlowSubscriberError,
+    did_you_mean,
+    status_phrase,
+    whereabouts,
+)
 from asgiws.messages import MessageDecoder
 from tests.fakes import DEADLINE, FakeServer
 
@@ -79,7 +90,8 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
 
 @pytest.mark.parametrize("error", TREE)
 def test_every_exception_but_the_umbrella_of_registration_comes_from_the_root(error: type[Exception]) -> None:
-    assert getattr(asgiws, error.__name__, None) is (None if error is RegistrationError else error)
+    place = asgiws.channels if issubclass(error, ChannelsError) else asgiws
+    assert getattr(place, error.__name__, None) is (None if error is RegistrationError else error)
 
 
 # Registration

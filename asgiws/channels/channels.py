@@ -69,6 +69,8 @@ class Channels(Hub):
         super().__init__(_backend_of(backend, prefix), options, lease)
         self._message_bytes = message_bytes
 
+    are_of_app = True  # a parameter that asks for them is refused where the app has none
+
     @classmethod
     def __from_connection__(cls, connection: Connection) -> Any:
         """The app's, for a parameter annotated with `Channels`."""
