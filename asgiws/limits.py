@@ -15,8 +15,8 @@ OFF = None
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of an app or a route; every one has a working default, and None switches off those that take it.
 
-    Times are in seconds, sizes in bytes. The times are looked at four times a second, so each may take that much
-    longer.
+    Times are in seconds, sizes in bytes. The times are looked at four times a second, so each may be a quarter of a
+    second more or less.
 
     Attributes:
         message_bytes: The largest message from a client, text as UTF-8; a larger one closes with 1009. Servers have a

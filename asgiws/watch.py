@@ -230,7 +230,8 @@ class Watch:
         due = math.inf
         if ws._phase is OPENING or ws._phase is ASKED:
             due = now  # at the next look
-            if limits.accept_timeout is not None and now - ws.opened >= limits.accept_timeout:
+            waits = limits.accept_timeout is not None and not ws._sending
+            if waits and now - ws.opened >= limits.accept_timeout:
                 self._to_cancel[ws] = HTTPException(503, "the handshake was not answered in time", {"retry-after": "5"})
         elif ws._phase is OPEN:
             if limits.lifetime is not None:
@@ -279,9 +280,7 @@ class Watch:
             self._record.dropped += 1
             logger().info("%s: connection %s is given up, a send took too long", ws.where, ws.id)
             ws.give_up(1013, "you read too slowly")
-            cut = getattr(ws._queue, "cut", None)  # of a socket that is a member of topics
-            if cut is not None:
-                cut()
+            _cut_line(ws)
             scoped = scoped_send_of(ws._server_send)
             if scoped is not None:
                 scoped.cut()
@@ -305,6 +304,14 @@ async def end(ws: Session, code: int, reason: str) -> None:
             logger().debug("connection %s could not be closed: %r", ws.id, error)
     if scope.cancelled_caught:
         ws.give_up(code, reason)
+        _cut_line(ws)
+
+
+def _cut_line(ws: Session) -> None:
+    """Give up what is being sent from the line of a socket that is a member of topics."""
+    cut = getattr(ws._queue, "cut", None)
+    if cut is not None:
+        cut()
 
 
 async def _ping(ws: Any) -> None:

@@ -20,6 +20,7 @@ from asgiws import (
     WebSocketDisconnect,
     WebSocketException,
     WebSocketStateError,
+    controller,
 )
 
 SECRET = "a text that no client may see"
@@ -113,6 +114,7 @@ async def raw(ws: WebSocket) -> None:
 async def scope(ws: WebSocket) -> None:
     """What the server says of the connection."""
     await ws.accept()
+    tell(f"offered: {ws.subprotocols}")
     await ws.send_json({
         "root_path": ws.scope.get("root_path"),
         "path": ws.scope["path"],
@@ -284,15 +286,56 @@ async def state(ws: WebSocket) -> None:
             tell(str(error))
 
 
+@app.websocket("/two-receivers")
+async def two_receivers(ws: WebSocket) -> None:
+    """Receive in two tasks, and tell what the second one is told."""
+    await ws.accept()
+
+    async def second() -> None:
+        try:
+            await ws.receive_text()
+        except WebSocketStateError as error:
+            await ws.send_text(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ws.receive_text)
+        await anyio.lowlevel.checkpoint()
+        group.start_soon(second)
+
+
+@controller("/lobby")
+class Lobby:
+    """Typed messages without a loop of one's own."""
+
+    async def on_message(self, ws: WebSocket, message: Say | Move) -> Said:
+        """Answer."""
+        return Said(message.text if isinstance(message, Say) else f"{message.x},{message.y}")
+
+    async def on_disconnect(self, ws: WebSocket, code: int) -> None:
+        """Tell how it ended."""
+        tell(f"lobby: on_disconnect with {code}")
+
+
+app.include(Lobby)
+
+
+@app.websocket("/told")
+async def told(ws: WebSocket) -> None:
+    """Tell all messages when there are no more."""
+    await ws.accept()
+    await anyio.sleep(0.05)  # the client has closed by then
+    tell(f"told: {', '.join([str(message) async for message in ws])}")
+
+
 @app.websocket("/stream/items")
-async def stream_items(last: str = "end") -> AsyncIterator[Any]:
+async def stream_items(last: str = "end", times: int = 1) -> AsyncIterator[Any]:
     """A message of each kind."""
     yield "text"
     yield b"bytes"
     yield {"a": 1}
     yield Said("struct")
     yield ""
-    yield last
+    yield last * times
 
 
 @app.websocket("/stream/endless")

@@ -1,9 +1,11 @@
 """The contract: what happens when. Each row of the table once in memory and once on a real uvicorn."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import re
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -381,6 +383,22 @@ def test_a_stream_is_stopped_when_its_client_leaves_on_uvicorn(real: ServerProce
         assert ws.recv(DEADLINE) == "first"
     real.wait_for("the stream is stopped", mark)
     assert "Traceback" not in real.log(mark)
+
+
+def test_a_big_last_message_and_the_close_reach_a_slow_reader_on_uvicorn(real: ServerProcess) -> None:
+    # T20: more than the buffers below the server hold is still to be sent when the handler has ended
+    size = 16 * 1024 * 1024
+    with contextlib.closing(socket.socket()) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        raw.connect(("127.0.0.1", real.port))
+        url = f"ws://127.0.0.1:{real.port}/stream/items?last=x&times={size}"
+        with connect(url, sock=raw, max_size=None, max_queue=1, proxy=None) as ws:
+            messages = [ws.recv(DEADLINE) for _ in range(6)]
+            with pytest.raises(ConnectionClosed) as closed:
+                ws.recv(DEADLINE)
+    assert len(messages[-1]) == size
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1000
 
 
 def test_the_server_that_stops_tells_its_clients_1012() -> None:

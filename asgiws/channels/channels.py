@@ -221,7 +221,7 @@ class Channels(Hub):
         try:
             most = ws._limits.outbox_messages // 2 if limit is None else limit
             page, joined = await self._beginning(used, since, history, most, ws._limits.outbox_bytes // 2)
-            member.begin(page, joined)
+            member.begin(page, joined, ahead=page.position != used.position)
             async with self._presence_of(used, ws.id, presence):
                 yield joined
         finally:
@@ -329,7 +329,15 @@ class Channels(Hub):
         """
         self._check_open()
         present = await self._backend.present(checked_topic(topic))
-        return [Member(key, msgspec.json.decode(meta)) for key, meta in sorted(present.items())]
+        return [member for key, meta in sorted(present.items()) if (member := self._member(key, meta)) is not None]
+
+    def _member(self, key: str, meta: bytes) -> Member | None:
+        try:
+            return Member(key, msgspec.json.decode(meta))
+        except (msgspec.MsgspecError, UnicodeError) as error:  # anybody may write there
+            logger().warning("channels: the meta of %r could not be read, and is left out: %s", key, error)
+            self.spoilt()
+            return None
 
     async def tag(self, ws: Session, key: str) -> Callable[[], None]:
         """Have a socket reached by a key, until it ends or the function is called that this gives.

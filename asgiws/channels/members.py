@@ -62,7 +62,7 @@ class Membership:
         self._envelope = envelope
         self._notice = notice
         self._strict = strict
-        self._held: list[Publication] | None = []
+        self._held: list[Publication | Lost] | None = []
         self._after: Position | None = None
         self.plain = False
         self.outbox = Outbox.of(ws)
@@ -70,42 +70,53 @@ class Membership:
     def __repr__(self) -> str:
         return f"<Membership of {self.id} in {self._topic!r}>"
 
-    def begin(self, page: Page, joined: Joined) -> None:
-        """Send what the history has, then what has come since it was asked, and go on with what comes."""
+    def begin(self, page: Page, joined: Joined, *, ahead: bool = False) -> None:
+        """Send what the history has, then what has come since it was asked, and go on with what comes.
+
+        Args:
+            page: The history.
+            joined: What the membership begins with.
+            ahead: The history knows more than the topic, which will give it once more.
+        """
         self.joined = joined
         if self._envelope:
             self._send_text(_joined_frame(self._topic, joined))
         for entry in page.entries:
             self._pass_on(entry)
-        self._after = page.position
+        self._after = page.position if ahead else None
+        self.plain = not ahead and self._is_plain
         held, self._held = self._held or [], None
-        for publication in held:
-            self.take(publication)
-        self.plain = not self._envelope and self._transform is None and self._policy.latest is None
+        for one in held:
+            if isinstance(one, Lost):
+                self.missed(one.count, one.reason)
+            else:
+                self.take(one)
+
+    @property
+    def _is_plain(self) -> bool:
+        return not self._envelope and self._transform is None and self._policy.latest is None
 
     def take(self, publication: Publication) -> None:
         """A publication has come."""
         if self._held is not None:
-            if not self._fits(self._held):
-                self._held.clear()
-                self._overrun()
-                return
-            self._held.append(publication)
+            self._hold(self._held, publication)
             return
         position, after = publication.position, self._after
         if position is not None and after is not None:
             if position.epoch == after.epoch and position.offset <= after.offset:
                 return  # it was in the history
             self._after = None
+            self.plain = self._is_plain
         self._pass_on(publication)
 
-    def _fits(self, held: list[Publication]) -> bool:
-        return self.outbox.fits(sum(one.size for one in held), len(held) + 1)
-
-    def _overrun(self) -> None:
-        """Too much came while the history was read."""
-        self._tally["overflow"] += 1
-        self.outbox.close(1013, "slow consumer")
+    def _hold(self, held: list[Publication | Lost], publication: Publication) -> None:
+        """Keep what comes while the history is read."""
+        held.append(publication)
+        size = sum(one.size for one in held if isinstance(one, Publication))
+        if not self.outbox.fits(size, len(held)):
+            held.clear()
+            self._tally["overflow"] += 1
+            self.outbox.close(1013, "slow consumer")
 
     def _pass_on(self, publication: Publication) -> None:
         if publication.exclude is not None and publication.exclude == self.id:
@@ -156,6 +167,9 @@ class Membership:
 
     def missed(self, count: int | None, reason: str) -> None:
         """So many publications are missing before the next one."""
+        if self._held is not None:
+            self._held.append(Lost(self._topic, count, reason))
+            return
         self._tally[reason] += count or 1
         if self._notice is not None:
             kind, data = self._notice_of(count, reason)

@@ -120,12 +120,7 @@ class Outbox(collections.deque[Any]):
         return True
 
     def _stand_in_line(self, frame: Frame) -> None:
-        limits = self._ws._limits
-        if (
-            self.frames >= limits.outbox_messages
-            or self.size + frame.size > limits.outbox_bytes
-            or frame.key is not None
-        ):
+        if frame.key is not None or not self.fits(frame.size):
             frame.owner.make_room(self, frame)
             return
         self.put(frame)
@@ -143,7 +138,9 @@ class Outbox(collections.deque[Any]):
             self.proceed(frame)
 
     def fits(self, size: int, messages: int = 1) -> bool:
-        """Whether there is room for so many bytes in so many messages."""
+        """Whether there is room for so many bytes in so many messages; for a single one there always is."""
+        if not self.frames and messages == 1:
+            return True
         limits = self._ws._limits
         return self.frames + messages <= limits.outbox_messages and self.size + size <= limits.outbox_bytes
 

@@ -55,7 +55,7 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         self._size = size
         self._bytes = 0
         self._queue: collections.deque[Publication | Lost] = collections.deque()
-        self._held: list[Publication] | None = []
+        self._held: list[Publication | Lost] | None = []
         self._after: Position | None = None
         self._arrival: anyio.Event | None = None
         self._failure: ChannelsError | None = None
@@ -67,8 +67,11 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         held, self._held = self._held or [], None
         for publication in page.entries:
             self._put(publication)
-        for publication in held:
-            self.take(publication)
+        for one in held:
+            if isinstance(one, Lost):
+                self.missed(one.count, one.reason)
+            else:
+                self.take(one)
 
     def take(self, publication: Publication) -> None:
         """A publication has come."""
@@ -87,6 +90,9 @@ class Subscription(AsyncIterator["Publication | Lost"]):
 
     def missed(self, count: int | None, reason: str) -> None:
         """So many publications are missing before the next one."""
+        if self._held is not None:
+            self._held.append(Lost(self._topic, count, reason))
+            return
         self._tally[reason] += count or 1
         if self._tells:
             self._queue.append(Lost(self._topic, count, reason))

@@ -1,4 +1,8 @@
-"""Real server processes on free loopback ports."""
+"""Real server processes on free loopback ports, and scenarios that run on several of them side by side.
+
+`clients` has what the scenarios do to a server, `differences` what each server cannot do, `apps` what they run beside
+`tests.apps`.
+"""
 
 import contextlib
 import os
@@ -9,13 +13,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 DEADLINE = 10.0
 """Seconds after which a wait for a real server has failed."""
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
+Command = Callable[[int], Sequence[str]]
+"""The command line of a server, made for a port."""
+
+T = TypeVar("T")
+
+_replacing = threading.Lock()
 _PACE = 0.02  # between two attempts to connect; the wait ends at once if the process does
 
 
@@ -39,7 +50,7 @@ class ServerProcess:
         process: The handle of the process.
     """
 
-    def __init__(self, command: Callable[[int], Sequence[str]], env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Command, env: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self._lines: list[str] = []
         self._news = threading.Condition()
@@ -115,7 +126,7 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running(**commands: Callable[[int], Sequence[str]]) -> Iterator[dict[str, ServerProcess]]:
+def running(**commands: Command) -> Iterator[dict[str, ServerProcess]]:
     """Servers by name, started side by side and all ready."""
     servers: dict[str, ServerProcess] = {}
     try:
@@ -137,21 +148,105 @@ def python(module: str, *arguments: Any) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def uvicorn(app: str, *options: str, ws: str = "websockets-sansio") -> Callable[[int], list[str]]:
+def uvicorn(app: str, *options: str, ws: str = "websockets-sansio", loop: str = "auto") -> Command:
     """The command line of uvicorn, by port."""
-    return lambda port: python("uvicorn", app, "--host", "127.0.0.1", "--port", port, "--ws", ws, *options)
+    chosen = ("--ws", ws, "--loop", loop)
+    return lambda port: python("uvicorn", app, "--host", "127.0.0.1", "--port", port, *chosen, *options)
 
 
-def hypercorn(app: str, *options: str, worker: str = "asyncio") -> Callable[[int], list[str]]:
+def hypercorn(app: str, *options: str, worker: str = "asyncio") -> Command:
     """The command line of hypercorn, by port."""
     return lambda port: python("hypercorn", app, "--bind", f"127.0.0.1:{port}", "-k", worker, *options)
 
 
-def daphne(app: str, *options: str) -> Callable[[int], list[str]]:
+def daphne(app: str, *options: str) -> Command:
     """The command line of daphne, by port."""
     return lambda port: python("daphne", "-b", "127.0.0.1", "-p", port, *options, app)
 
 
-def granian(app: str, *options: str) -> Callable[[int], list[str]]:
+def granian(app: str, *options: str) -> Command:
     """The command line of granian, by port."""
     return lambda port: python("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", port, *options, app)
+
+
+def every_server(app: str, *, root_path: str | None = None) -> dict[str, Command]:
+    """The command lines of all servers for an application, by name, with their default options."""
+    root = () if root_path is None else ("--root-path", root_path)
+    prefix = () if root_path is None else ("--url-path-prefix", root_path)
+    return {
+        "uvicorn": uvicorn(app, *root, loop="asyncio"),
+        "uvicorn-uvloop": uvicorn(app, *root, loop="uvloop"),
+        "uvicorn-wsproto": uvicorn(app, *root, ws="wsproto", loop="asyncio"),
+        "uvicorn-wsproto-uvloop": uvicorn(app, *root, ws="wsproto", loop="uvloop"),
+        "hypercorn": hypercorn(app, *root),
+        "hypercorn-trio": hypercorn(app, *root, worker="trio"),
+        "daphne": daphne(app, *root),
+        "granian": granian(app, *prefix),
+    }
+
+
+class LostRaceError(Exception):
+    """A server has lost a race against itself: the scenario is to be started again, with a new process."""
+
+
+def start(name: str, command: Command) -> ServerProcess:
+    """A server that is ready."""
+    process = ServerProcess(command)
+    if name == "daphne":
+        # It forgets to end its handlers if at the stop it has a connection without a request, or had one a second
+        # before: none is made to see whether it listens.
+        process.wait_for("Listening on TCP address")
+        return process
+    return process.wait_until_ready()
+
+
+def on_each(
+    servers: dict[str, ServerProcess], scenario: Callable[[str, ServerProcess], T], commands: Mapping[str, Command]
+) -> dict[str, T]:
+    """What comes of a scenario, by server; all run side by side.
+
+    A scenario in which a server lost a race of its own is started again, three times at the most.
+
+    Args:
+        servers: The processes by name; one that died is replaced there.
+        scenario: Takes the name and the process.
+        commands: How each is started.
+    """
+
+    def run(name: str) -> T:
+        for _ in range(4):
+            process = servers[name]
+            try:
+                found = scenario(name, process)
+            except LostRaceError:
+                pass
+            except Exception:
+                if not process.died_of_its_race:
+                    print(f"{name}:\n{process.log()}")  # noqa: T201 - pytest shows it with a failure
+                    raise
+            else:
+                if not process.died_of_its_race:
+                    return found
+            with _replacing:
+                if servers[name] is process:  # else another scenario that runs beside has replaced it
+                    process.stop()
+                    servers[name] = start(name, commands[name])
+        raise AssertionError(f"{name} has lost the race against itself four times:\n{process.log()}")
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        runs = {name: pool.submit(run, name) for name in servers}
+    return {name: one.result() for name, one in runs.items()}
+
+
+@contextlib.contextmanager
+def starting(commands: Mapping[str, Command]) -> Iterator[dict[str, ServerProcess]]:
+    """Servers for a scenario that ends them: daphne is ready without a connection having been made."""
+    servers: dict[str, ServerProcess] = {}
+    try:
+        with ThreadPoolExecutor(len(commands)) as pool:
+            for name, process in zip(commands, pool.map(start, commands, commands.values()), strict=True):
+                servers[name] = process
+        yield servers
+    finally:
+        for process in servers.values():
+            process.stop()

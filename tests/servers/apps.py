@@ -1,11 +1,13 @@
 """What the watchdog is tried on in real servers: handlers that do not read, do not end, or do not stop to send."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
 
 from asgiws import App, Depends, Limits, WebSocket, WebSocketDisconnect, controller, websocket
+from asgiws.types import Receive, Scope, Send
 from tests.apps import tell
 
 LINGER = 1.0
@@ -14,7 +16,10 @@ LINGER = 1.0
 ACCEPT_TIMEOUT = 4.5
 """Seconds for which a handshake may wait for its answer: later than any server but granian ends it at a stop."""
 
-BUSY = 3.0
+LATE = 2.5
+"""The same for a handshake that is to run into it: well before daphne's own limit of five seconds."""
+
+BUSY = 4.0
 """Seconds for which the busy handler reads nothing."""
 
 PIECE = "x" * 262_144
@@ -23,7 +28,16 @@ PIECE = "x" * 262_144
 PIECES = 100
 """How many of them are sent: far more than all buffers on the way hold."""
 
-app = App(limits=Limits(linger=LINGER, send_timeout=1, accept_timeout=ACCEPT_TIMEOUT))
+
+@contextlib.asynccontextmanager
+async def lifespan(app: App) -> AsyncIterator[None]:
+    """Tell when it begins and ends."""
+    tell("lifespan: started")
+    yield
+    tell("lifespan: stopped")
+
+
+app = App(limits=Limits(linger=LINGER, send_timeout=1, accept_timeout=ACCEPT_TIMEOUT), lifespan=lifespan)
 
 
 @app.get("/statistics")
@@ -65,10 +79,17 @@ class Hold:
         finally:
             tell(f"{how} {number}: finally")
 
-    @websocket("/late/<how>/<number:int>", limits=Limits(accept_timeout=1))
+    @websocket("/late/<how>/<number:int>", limits=Limits(linger=LINGER, accept_timeout=LATE))
     async def late(self, ws: WebSocket, how: str, number: int, held: Annotated[None, Depends(resource)]) -> None:
         """Leave the handshake without an answer."""
+        tell(f"{how} {number} is there")
         await anyio.sleep_forever()
+
+    @websocket("/silent/<how>/<number:int>", limits=Limits(linger=LINGER, idle_timeout=1))
+    async def silent(self, ws: WebSocket, how: str, number: int, held: Annotated[None, Depends(resource)]) -> None:
+        """Wait for a client that says nothing."""
+        await ws.accept()
+        await ws.receive_text()
 
     def on_disconnect(self, ws: WebSocket, code: int) -> None:
         """Tell which code it was."""
@@ -77,8 +98,12 @@ class Hold:
 
 app.include(Hold)
 
+stopping = App(limits=Limits(accept_timeout=ACCEPT_TIMEOUT), lifespan=lifespan)
+"""The same with the linger of the defaults, for the stop."""
+stopping.include(Hold)
 
-@app.websocket("/late", limits=Limits(accept_timeout=1))
+
+@app.websocket("/late", limits=Limits(linger=LINGER, accept_timeout=LATE))
 async def late(ws: WebSocket) -> None:
     """Leave the handshake without an answer, and have nothing to clean up."""
     await anyio.sleep_forever()
@@ -143,9 +168,27 @@ async def echo(ws: WebSocket) -> None:
         await ws.send_text(text)
 
 
+@app.websocket("/unlimited", limits=Limits(message_bytes=2**30))
+async def unlimited(ws: WebSocket) -> None:
+    """Tell the size of every message."""
+    await ws.accept()
+    async for message in ws:
+        await ws.send_text(str(len(message)))
+    tell("unlimited: ended")
+
+
 @app.get("/close-all")
 async def close_all(window: float = 0.0) -> dict[str, int]:
     """Close every connection, and let none in any more."""
     there = len(app.connections)
     await app.close_all(1012, "come back", window)
     return {"closed": there}
+
+
+async def careless(scope: Scope, receive: Receive, send: Send) -> None:
+    """The busy handler without asgiws."""
+    if scope["type"] != "websocket":
+        raise NotImplementedError
+    await receive()
+    await send({"type": "websocket.accept"})
+    await anyio.sleep(BUSY)
