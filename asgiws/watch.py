@@ -230,8 +230,8 @@ class Watch:
         due = math.inf
         if ws._phase is OPENING or ws._phase is ASKED:
             due = now  # at the next look
-            waits = limits.accept_timeout is not None and not ws._sending
-            if waits and now - ws.opened >= limits.accept_timeout:
+            within = math.inf if limits.accept_timeout is None or ws._sending else limits.accept_timeout
+            if now - ws.opened >= within:
                 self._to_cancel[ws] = HTTPException(503, "the handshake was not answered in time", {"retry-after": "5"})
         elif ws._phase is OPEN:
             if limits.lifetime is not None:

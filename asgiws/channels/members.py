@@ -83,14 +83,14 @@ class Membership:
             self._send_text(_joined_frame(self._topic, joined))
         for entry in page.entries:
             self._pass_on(entry)
-        self._after = page.position if ahead else None
-        self.plain = not ahead and self._is_plain
+        self._after = page.position
         held, self._held = self._held or [], None
         for one in held:
             if isinstance(one, Lost):
                 self.missed(one.count, one.reason)
             else:
                 self.take(one)
+        self.plain = not ahead and self._is_plain
 
     @property
     def _is_plain(self) -> bool:

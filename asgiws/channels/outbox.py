@@ -121,7 +121,7 @@ class Outbox(collections.deque[Any]):
 
     def _stand_in_line(self, frame: Frame) -> None:
         if frame.key is not None or not self.fits(frame.size):
-            frame.owner.make_room(self, frame)
+            frame.owner.make_room(frame)
             return
         self.put(frame)
 
