@@ -1,6 +1,7 @@
 """Serve an example on uvicorn: what all of them have in common.
 
-A program of your own needs none of this. It is started with `uvicorn mymodule:app`.
+A program of your own needs none of this. It is started with `uvicorn mymodule:app`, in two processes with
+`uvicorn --workers 2 mymodule:app`.
 """
 
 import argparse
@@ -10,24 +11,32 @@ import importlib.util
 import socket
 import sys
 
+import anyio
+
+from asgiws.channels import Channels, ChannelsError
 from asgiws.types import ASGIApp
 
 
-def serve(app: ASGIApp, address: str = "http://{}/") -> None:
+def serve(
+    app: ASGIApp | str, address: str = "http://{}/", *, options: argparse.Namespace | None = None, workers: int = 1
+) -> None:
     """Serve the app until Ctrl-C, at the host and port of the command line.
 
     Args:
-        app: The ASGI application.
+        app: The ASGI application; or where it is to be imported from, which each of several processes does.
         address: What the user is told to open; `{}` stands for host and port.
+        options: The command line, where it has more than `arguments`.
+        workers: How many processes serve it, on one port.
     """
-    options = _options()
-    for package in ("uvicorn", "websockets"):
-        if importlib.util.find_spec(package) is None:
-            sys.exit(f'{package} is missing, install it with: pip install -e ".[server]"')
+    options = options or arguments().parse_args()
+    need("uvicorn", "server")
+    need("websockets", "server")
     import uvicorn  # noqa: PLC0415 - only now is it known to be there
+    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415
 
     config = uvicorn.Config(
         app,
+        workers=workers,
         log_level="warning",
         ws_max_size=65_536,  # bytes; a larger message closes its connection with 1009
         timeout_graceful_shutdown=2,  # seconds that open connections get after Ctrl-C
@@ -35,14 +44,38 @@ def serve(app: ASGIApp, address: str = "http://{}/") -> None:
     with _listen(options.host, options.port) as listener, contextlib.suppress(KeyboardInterrupt):
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(address.format(f"{host}:{options.port}"), "(Ctrl-C stops it)", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        if workers > 1:
+            Multiprocess(config, sockets=[listener]).run()
+        else:
+            uvicorn.Server(config).run(sockets=[listener])
 
 
-def _options() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
+    """The command line that all of them understand."""
     parser = argparse.ArgumentParser(prog="python -m examples.NAME")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", default=8000, type=_port, help="the port to listen on (default: %(default)s)")
-    return parser.parse_args()
+    return parser
+
+
+def check_broker(url: str) -> None:
+    """End the program with one line if there is no broker at a URL, before any process needs it."""
+    need("redis", "redis")
+
+    async def look() -> None:
+        async with Channels(url):
+            """It is there."""
+
+    try:
+        anyio.run(look)
+    except ChannelsError as error:
+        sys.exit(str(error))
+
+
+def need(package: str, extra: str) -> None:
+    """End the program with one line if a package is missing."""
+    if importlib.util.find_spec(package) is None:
+        sys.exit(f'{package} is missing, install it with: pip install -e ".[{extra}]"')
 
 
 def _port(text: str) -> int:

@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
-import dataclasses
+import datetime as dt
+import inspect
 import json
+import os
 import pathlib
 import re
 import signal
@@ -11,8 +13,8 @@ import socket
 import subprocess
 import sys
 import threading
-import typing
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +22,6 @@ import anyio
 import httpx
 import msgspec
 import pytest
-from anyio.abc import TaskGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -29,11 +30,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 import asgiws.watch
 from asgiws import App, Limits, WebSocket, WebSocketException
+from asgiws.channels import BrokerError, Channels, Joined, Lost, Position, Publication, TopicOptions
+from asgiws.channels.backend import presence_change
+from asgiws.channels.members import _joined_frame
+from asgiws.channels.script import client_module
 from asgiws.security import SubprotocolToken
 from asgiws.testing import (
     SHAPES,
@@ -46,26 +51,56 @@ from asgiws.testing import (
     WebSocketSession,
 )
 from examples import metrics as metrics_example
+from examples import ticker as ticker_example
 from examples import tracing as tracing_example
 from examples.chat import app as chat_app
-from examples.chat.app import IsTyping, Joined, Left, Rooms, Said, Say, Typing, Welcome
+from examples.chat.app import Said, Say, Typing
 from tests.fakes import DEADLINE
+from tests.valkey import Valkey
 
 ROOT = pathlib.Path(__file__).parent.parent
 HEADER = 14  # bytes of the longest header of a frame (RFC 6455, 5.2)
 LOOPBACK = "127.0.0.1"
-NAMES = ("echo", "chat", "embedded", "metrics", "tracing")
+NAMES = ("echo", "chat", "ticker", "embedded", "metrics", "tracing")
 START = 20.0
 """Seconds that a process may take until it prints its address: it imports a whole server."""
 
 
-@dataclasses.dataclass
 class Example:
-    """An example that runs."""
+    """An example that runs, in a process of its own, or in several.
 
-    process: subprocess.Popen[str]
-    port: int
-    line: str
+    Args:
+        name: The module.
+        options: The command line.
+
+    Attributes:
+        port: Where it listens, however often it is started.
+        process: The handle of the process that runs now.
+        line: What it has printed first.
+    """
+
+    def __init__(self, name: str, *options: str) -> None:
+        self.port = free_port()
+        self._command = [sys.executable, "-m", f"examples.{name}", "--port", str(self.port), *options]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it prints its address."""
+        # A session of its own: whatever it starts can be killed together with it.
+        self.process = subprocess.Popen(
+            self._command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        late = threading.Timer(START, self.process.kill)
+        late.start()
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        late.cancel()
+
+    def kill(self) -> None:
+        """Kill it and all that it has started, in no time and without a farewell."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate(timeout=DEADLINE)
 
     def url(self, path: str, scheme: str = "ws") -> str:
         return f"{scheme}://{LOOPBACK}:{self.port}{path}"
@@ -110,20 +145,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[Example]:
-    port = free_port()
-    command = [sys.executable, "-m", f"examples.{name}", "--port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        late = threading.Timer(START, process.kill)
-        late.start()
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            late.cancel()
-            yield Example(process, port, line)
-        finally:
-            late.cancel()
-            process.kill()
+def running(name: str, *options: str) -> Iterator[Example]:
+    example = Example(name, *options)
+    try:
+        yield example
+    finally:
+        if example.process.returncode is None:
+            example.kill()
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -147,6 +175,7 @@ def module_fixture(name: str) -> Any:
 
 echo = module_fixture("echo")
 chat = module_fixture("chat")
+ticker = module_fixture("ticker")
 embedded = module_fixture("embedded")
 metrics = module_fixture("metrics")
 tracing = module_fixture("tracing")
@@ -221,6 +250,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(name: str, mi
     [
         ("echo", "/echo/lobby/2"),
         ("chat", "/rooms/lobby"),
+        ("ticker", "/prices"),
         ("embedded", "/ws/clock?every=0.1"),
         ("metrics", "/echo/lobby"),
         ("tracing", "/echo/lobby"),
@@ -277,8 +307,8 @@ def test_echo_refuses_a_path_that_does_not_validate(echo: Example, path: str, st
 # chat, in-process
 
 
-OUT = chat_app.Out
 PREFIX = SubprotocolToken().prefix
+POSITION = "[0-9a-f]+-[0-9]+"
 
 
 def offer(name: str) -> list[str]:
@@ -286,70 +316,143 @@ def offer(name: str) -> list[str]:
     return ["chat", PREFIX + base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")]
 
 
-@pytest.fixture
-def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Rooms]]:
-    """The rooms of each start of the app. When the test is over nobody may be in them."""
-    opened: list[Rooms] = []
-
-    class Kept(Rooms):
-        def __init__(self, background: TaskGroup) -> None:
-            super().__init__(background)
-            opened.append(self)
-
-    monkeypatch.setattr(chat_app, "Rooms", Kept)
-    yield opened
-    assert opened
-    assert not any(one._rooms for one in opened)
+def channels() -> Channels:
+    assert chat_app.app.channels is not None
+    return chat_app.app.channels
 
 
 @pytest.fixture
-def client(rooms: list[Rooms]) -> Iterator[TestClient]:
+def emptied() -> Iterator[None]:
+    """When the test is over nobody may be in a room."""
+    yield
+    assert channels().statistics().topics == 0
+
+
+@pytest.fixture
+def client(emptied: None) -> Iterator[TestClient]:
     with TestClient(chat_app.app) as client:
         yield client
 
 
+def said(frame: Any) -> tuple[str, str]:
+    """Who said what, in a frame as the page gets it."""
+    assert (frame["type"], frame["data"]["type"]) == ("message", "said"), frame
+    return frame["data"]["user"], frame["data"]["text"]
+
+
+def change(room: str, joined: str | None = None, left: str | None = None) -> dict[str, Any]:
+    """The frame that tells who came or went."""
+    came = [] if joined is None else [{"key": joined, "meta": None}]
+    return {"type": "presence", "topic": f"room:{room}", "joined": came, "left": [] if left is None else [left]}
+
+
 @contextlib.contextmanager
-def member(client: TestClient, room: str, name: str, *others: str) -> Iterator[WebSocketSession]:
-    """A member of a room where these others are already."""
-    with client.websocket_connect(f"/rooms/{quote(room)}", subprotocols=offer(name)) as ws:
+def member(client: TestClient, room: str, name: str, *others: str, since: str = "") -> Iterator[WebSocketSession]:
+    """A member of an empty room, or of one where these others are already."""
+    params = {"since": since} if since else {}
+    with client.websocket_connect(f"/rooms/{quote(room)}", params=params, subprotocols=offer(name)) as ws:
         assert ws.accepted_subprotocol == "chat"
-        assert ws.receive(OUT) == Welcome(sorted([name, *others]))
-        assert ws.receive(OUT) == Joined(name)
+        joined = ws.receive_json()
+        assert (joined["type"], joined["topic"]) == ("joined", f"room:{room}")
+        ws.beginning = [joined]  # type: ignore[attr-defined]
+        while (frame := ws.receive_json())["type"] == "message":
+            ws.beginning.append(frame)  # type: ignore[attr-defined]
+        if name not in others:
+            assert frame == change(room, joined=name)
+            frame = ws.receive_json()
+        assert frame == {"type": "here", "users": sorted({name, *others})}
         yield ws
 
 
 def test_members_of_a_room_see_who_comes_who_speaks_and_who_goes(client: TestClient) -> None:
     with member(client, "lobby", "ann") as ann:
         with member(client, "lobby", "bob", "ann") as bob:
-            assert ann.receive(OUT) == Joined("bob")
+            assert ann.receive_json() == change("lobby", joined="bob")
             ann.send_json(Say("hello"))
-            assert ann.receive(OUT) == bob.receive(OUT) == Said("ann", "hello")
+            assert said(ann.receive_json()) == said(bob.receive_json()) == ("ann", "hello")
             bob.send_json(Say("hi\n<b>ann</b>"))
-            assert ann.receive(OUT) == bob.receive(OUT) == Said("bob", "hi\n<b>ann</b>")
+            assert said(ann.receive_json()) == said(bob.receive_json()) == ("bob", "hi\n<b>ann</b>")
             bob.send_json(Typing())
-            assert ann.receive(OUT) == bob.receive(OUT) == IsTyping("bob")
-        assert ann.receive(OUT) == Left("bob")
+            assert ann.receive_json() == {"type": "typing", "user": "bob"}
+            bob.expect_no_message()
+        assert ann.receive_json() == change("lobby", left="bob")
         with member(client, "lobby", "bob", "ann"):
-            assert ann.receive(OUT) == Joined("bob")
-        assert ann.receive(OUT) == Left("bob")
+            assert ann.receive_json() == change("lobby", joined="bob")
+        assert ann.receive_json() == change("lobby", left="bob")
         ann.expect_no_message()
 
 
 def test_the_messages_are_on_the_wire_as_the_page_knows_them(client: TestClient) -> None:
     with client.websocket_connect("/rooms/lobby", subprotocols=offer("ann")) as ann:
-        assert ann.receive_text() == '{"type":"welcome","users":["ann"]}'
-        assert ann.receive_text() == '{"type":"joined","user":"ann"}'
-        ann.send_text('{"type": "say", "text": "hi"}')
-        assert ann.receive_text() == '{"type":"said","user":"ann","text":"hi"}'
-        ann.send_text('{"type": "typing"}')
-        assert ann.receive_text() == '{"type":"typing","user":"ann"}'
+        assert re.fullmatch(rf'\{{"type":"joined","topic":"room:lobby","position":"{POSITION}"\}}', ann.receive_text())
+        presence = '{"type":"presence","topic":"room:lobby","joined":[{"key":"ann","meta":null}],"left":[]}'
+        assert ann.receive_text() == presence
+        assert ann.receive_text() == '{"type":"here","users":["ann"]}'
+        ann.send_text('{"type": "say", "text": "hi", "id": "7"}')
+        frame = json.loads(ann.receive_text())
+        at = dt.datetime.fromisoformat(frame["data"].pop("at"))
+        assert abs(dt.datetime.now(dt.UTC) - at) < dt.timedelta(minutes=1)
+        assert re.fullmatch(POSITION, frame.pop("position"))
+        data = {"type": "said", "user": "ann", "text": "hi", "id": "7"}
+        assert frame == {"type": "message", "topic": "room:lobby", "data": data}
+
+
+def test_who_is_new_gets_what_was_said_last_though_nobody_is_there_any_more(client: TestClient) -> None:
+    with member(client, "lobby", "ann") as ann:
+        for number in range(150):
+            ann.send_json(Say(f"{number}"))
+            assert said(ann.receive_json()) == ("ann", f"{number}")
+        ann.send_json(Typing())
+    with member(client, "lobby", "bob") as bob:
+        before = [said(frame) for frame in bob.beginning[1:]]  # type: ignore[attr-defined]
+        assert before == [("ann", f"{number}") for number in range(50, 150)]
+
+
+def test_who_comes_back_gets_exactly_what_was_missed(client: TestClient) -> None:
+    with member(client, "lobby", "ann") as ann:
+        with member(client, "lobby", "bob", "ann") as bob:
+            ann.receive_json()
+            ann.send_json(Say("seen"))
+            position = bob.receive_json()["position"]
+        for text in ("missed", "missed too"):
+            ann.send_json(Say(text))
+        while ann.receive_json().get("data", {}).get("text") != "missed too":
+            """Also that bob has left."""
+        with member(client, "lobby", "bob", "ann", since=position) as bob:
+            joined, *missed = bob.beginning  # type: ignore[attr-defined]
+            assert joined["recovered"] is True
+            assert [said(frame) for frame in missed] == [("ann", "missed"), ("ann", "missed too")]
+            ann.send_json(Say("and on"))
+            assert said(bob.receive_json()) == ("ann", "and on")
+
+
+@pytest.mark.parametrize("since", ["nowhere-7", "x", "-", "\N{SNOWMAN}", "1" * 1000])
+def test_who_comes_back_from_nowhere_is_told_so_and_gets_what_was_said_last(client: TestClient, since: str) -> None:
+    with member(client, "lobby", "ann") as ann:
+        ann.send_json(Say("hello"))
+        assert said(ann.receive_json()) == ("ann", "hello")
+    with member(client, "lobby", "bob", since=since) as bob:
+        joined, *last = bob.beginning  # type: ignore[attr-defined]
+        assert (joined["recovered"], joined["reason"]) == (False, "epoch")
+        assert [said(frame) for frame in last] == [("ann", "hello")]
+
+
+def test_the_memory_of_a_server_ends_with_it() -> None:
+    with TestClient(chat_app.app) as client, member(client, "lobby", "ann") as ann:
+        ann.send_json(Say("hello"))
+        position = ann.receive_json()["position"]
+    with TestClient(chat_app.app) as client, member(client, "lobby", "bob") as bob:
+        assert len(bob.beginning) == 1  # type: ignore[attr-defined]
+        with member(client, "lobby", "ann", "bob", since=position) as ann:
+            assert ann.beginning[0]["recovered"] is False  # type: ignore[attr-defined]
 
 
 def test_nothing_is_seen_in_another_room(client: TestClient) -> None:
     with member(client, "other", "eve") as eve:
         with member(client, "lobby", "ann") as ann:
             ann.send_json(Say("for this room"))
-            assert ann.receive(OUT) == Said("ann", "for this room")
+            assert said(ann.receive_json()) == ("ann", "for this room")
+            ann.send_json(Typing())
         eve.expect_no_message()
 
 
@@ -365,6 +468,7 @@ def test_nothing_is_seen_in_another_room(client: TestClient) -> None:
         ('{"type": "say", "text": 1}', "expected `str`"),
         ('{"type": "say", "text": " \\n"}', "'say'"),
         (json.dumps({"type": "say", "text": "x" * 1001}), "length <= 1000"),
+        (json.dumps({"type": "say", "text": "x", "id": "x" * 37}), "length <= 36"),
         ('{"type": "say", "text": "\\ud800"}', "JSON"),
         (b"\xff", ": JSON is malformed"),
         (b'{"type": "say", "text": "\xff"}', "UTF-8"),
@@ -374,13 +478,13 @@ def test_a_message_that_does_not_validate_gets_an_error_frame_and_nobody_else_se
     client: TestClient, message: str | bytes, detail: str
 ) -> None:
     with member(client, "lobby", "ann") as ann, member(client, "lobby", "bob", "ann") as bob:
-        assert ann.receive(OUT) == Joined("bob")
+        assert ann.receive_json() == change("lobby", joined="bob")
         bob.send_bytes(message) if isinstance(message, bytes) else bob.send_text(message)
         error = bob.receive_json()
         assert error["type"] == "error"
         assert detail in error["detail"]
         bob.send_json(Say("x" * 1000))
-        assert ann.receive(OUT) == bob.receive(OUT) == Said("bob", "x" * 1000)
+        assert said(ann.receive_json()) == said(bob.receive_json()) == ("bob", "x" * 1000)
 
 
 def test_who_sends_nothing_but_bad_messages_is_closed_and_has_left(client: TestClient) -> None:
@@ -389,7 +493,7 @@ def test_who_sends_nothing_but_bad_messages_is_closed_and_has_left(client: TestC
             bob.send_text("{")
             assert bob.receive_json()["type"] == "error"
         bob.expect_close(1007)
-        assert [ann.receive(OUT), ann.receive(OUT)] == [Joined("bob"), Left("bob")]
+        assert [ann.receive_json(), ann.receive_json()] == [change("lobby", "bob"), change("lobby", left="bob")]
 
 
 messages = st.text() | st.binary() | st.sampled_from(["say", "typing", "x"]).flatmap(
@@ -403,9 +507,9 @@ def test_whatever_a_member_sends_is_answered_and_the_next_message_gets_through(s
     with TestClient(chat_app.app) as client, member(client, "lobby", "ann") as ann:
         for message in sent:
             ann.send_bytes(message) if isinstance(message, bytes) else ann.send_text(message)
-            assert ann.receive_json()["type"] in {"error", "said", "typing"}
-        ann.send_json(Say("still here"))
-        assert ann.receive(OUT) == Said("ann", "still here")
+        ann.send_json(Say("still here", "last"))
+        while (frame := ann.receive_json()).get("data", {}).get("id") != "last":
+            assert frame["type"] in {"error", "message"}
 
 
 # The name
@@ -415,16 +519,28 @@ def test_whatever_a_member_sends_is_answered_and_the_next_message_gets_through(s
 def test_a_name_may_be_in_any_script_as_a_token_and_as_a_cookie(client: TestClient, name: str) -> None:
     with member(client, "lobby", name) as ws:
         ws.send_json(Say("hi"))
-        assert ws.receive(OUT) == Said(name, "hi")
-    with client.websocket_connect("/rooms/lobby", cookies={"name": quote(name)}) as ws:
+        assert said(ws.receive_json()) == (name, "hi")
+    with client.websocket_connect("/rooms/other", cookies={"name": quote(name)}) as ws:
         assert ws.accepted_subprotocol is None
-        assert ws.receive(OUT) == Welcome([name])
+        assert [ws.receive_json()["type"], ws.receive_json()] == ["joined", change("other", joined=name)]
 
 
 def test_two_tabs_of_a_browser_are_two_members_whatever_their_cookie_says(client: TestClient) -> None:
     client.cookies.set("name", "eve")
     with member(client, "lobby", "ann") as ann, member(client, "lobby", "bob", "ann"):
-        assert ann.receive(OUT) == Joined("bob")
+        assert ann.receive_json() == change("lobby", joined="bob")
+
+
+def test_two_tabs_with_one_name_are_one_member_who_leaves_with_the_last_of_them(client: TestClient) -> None:
+    with member(client, "lobby", "bob") as bob:
+        with member(client, "lobby", "ann", "bob") as first:
+            assert bob.receive_json() == change("lobby", joined="ann")
+            with member(client, "lobby", "ann", "bob", "ann") as second:
+                second.send_json(Say("from the second"))
+                for one in (bob, first, second):
+                    assert said(one.receive_json()) == ("ann", "from the second")
+            bob.expect_no_message()
+        assert bob.receive_json() == change("lobby", left="ann")
 
 
 REFUSED = "a name is one line of up to 24 characters, with no space at its ends"
@@ -470,7 +586,7 @@ def test_any_name_is_either_taken_as_it_is_or_refused(name: str, as_token: bool)
         status = 101
         try:
             with client.websocket_connect("/rooms/lobby", **sent) as ws:
-                assert ws.receive(OUT) == Welcome([name])
+                assert [ws.receive_json()["type"], ws.receive_json()] == ["joined", change("lobby", joined=name)]
         except WebSocketDenied as denied:
             status = denied.status_code
     fits = 0 < len(name) <= 24 and name == name.strip() and "\n" not in name
@@ -503,16 +619,6 @@ def test_a_room_that_breaks_its_constraints_is_refused(client: TestClient, room:
     assert denied.value.status_code == status
 
 
-def test_a_name_is_taken_once_a_room_and_the_close_says_so(client: TestClient) -> None:
-    with member(client, "lobby", "ann") as ann:
-        with client.websocket_connect("/rooms/lobby", subprotocols=offer("ann")) as second:
-            second.expect_close(4409, reason="ann is here already, choose another name")
-        ann.send_json(Say("still here"))
-        assert ann.receive(OUT) == Said("ann", "still here")
-        with member(client, "other", "ann"):
-            ann.expect_no_message()
-
-
 @pytest.mark.parametrize(("origin", "status"), [
     ("http://testserver", 101), ("http://evil.example", 403), ("http://testserver:1", 403), ("null", 403),
 ])  # fmt: skip
@@ -534,30 +640,46 @@ def test_only_the_page_of_this_server_may_join(
 # The end of a member
 
 
+async def until(ws: AsyncWebSocketSession, wanted: Callable[[Any], bool]) -> list[Any]:
+    """What came, the frame that was waited for being the last."""
+    frames = [await ws.receive_json()]
+    while not wanted(frames[-1]):
+        frames.append(await ws.receive_json())
+    return frames
+
+
+def is_text(text: str) -> Callable[[Any], bool]:
+    """Whether a frame is a message with that text."""
+    return lambda frame: frame.get("data", {}).get("text") == text
+
+
+def is_here(frame: Any) -> bool:
+    return bool(frame["type"] == "here")
+
+
 @pytest.mark.anyio
+@pytest.mark.usefixtures("emptied")
 @pytest.mark.parametrize("how", ["close", "abort", "vanish"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-async def test_who_goes_has_left_on_every_server_however_it_went(rooms: list[Rooms], shape: Shape, how: str) -> None:
+async def test_who_goes_has_left_on_every_server_however_it_went(shape: Shape, how: str) -> None:
     async with (
         AsyncTestClient(chat_app.app, server=shape) as client,
         client.websocket_connect("/rooms/lobby", subprotocols=offer("ann")) as ann,
     ):
         assert ann.accepted_subprotocol == "chat"
-        assert [await ann.receive(OUT), await ann.receive(OUT)] == [Welcome(["ann"]), Joined("ann")]
+        await until(ann, is_here)
         if how == "vanish":
             await client.websocket_vanish("/rooms/lobby", cookies={"name": "bob"})
         else:
             async with client.websocket_connect("/rooms/lobby", cookies={"name": "bob"}) as bob:
-                assert await bob.receive(OUT) == Welcome(["ann", "bob"])
-                assert await ann.receive(OUT) == Joined("bob")
+                assert (await until(bob, is_here))[-1]["users"] == ["ann", "bob"]
+                assert await ann.receive_json() == change("lobby", joined="bob")
                 await (bob.close(4000, "enough") if how == "close" else bob.abort())
-                assert await ann.receive(OUT) == Left("bob")
+                assert await ann.receive_json() == change("lobby", left="bob")
         await ann.send_json(Say("alone"))
-        others = []
-        while (message := await ann.receive(OUT)) != Said("ann", "alone"):
-            others.append(message)
+        others = (await until(ann, is_text("alone")))[:-1]
         # Where a client that is gone before accept is let in all the same, it is out again.
-        assert others in ([], [Joined("bob"), Left("bob")])
+        assert others in ([], [change("lobby", joined="bob"), change("lobby", left="bob")])
 
 
 @pytest.mark.anyio
@@ -567,51 +689,55 @@ async def test_a_member_who_goes_while_another_speaks_goes_without_an_error(shap
     async with chat_app.app.lifespan_context(), anyio.create_task_group() as group:
         for server in (ann, bob):
             group.start_soon(chat_app.app, server.scope, server.receive, server.send)
-            await server.until(lambda server: any('"joined"' in text for text in server.texts))
+            await server.until(lambda server: any('"here"' in text for text in server.texts))
         await anyio.wait_all_tasks_blocked()  # both of them wait for a message
         bob._gone = True  # the server knows that he has gone, and has not told it yet
         ann.say('{"type": "say", "text": "hello"}')
         await ann.until(lambda server: any('"said"' in text for text in server.texts))
         bob.leave(1001)
-        await ann.until(lambda server: any('"left"' in text for text in server.texts))
+        await ann.until(lambda server: any('"left":["bob"]' in text for text in server.texts))
         ann.leave()
     assert not ann.choked
     assert not bob.choked
 
 
-class Fragile(Rooms):
-    """Rooms with a bug."""
+def publish_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    publish = channels().publish
 
-    async def broadcast(self, room: str, message: chat_app.Out) -> None:
-        if message == Said("bob", "crash"):
-            raise RuntimeError("a bug")
-        await super().broadcast(room, message)
+    async def failing(topic: str, message: Any, **options: Any) -> Any:
+        if getattr(message, "text", "") == "fail":
+            raise error
+        return await publish(topic, message, **options)
 
-
-@pytest.fixture
-def fragile(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def made() -> AsyncIterator[Rooms]:
-        async with anyio.create_task_group() as group:
-            yield Fragile(group)
-
-    monkeypatch.setitem(chat_app.app.dependency_overrides, Rooms, made)
+    monkeypatch.setattr(channels(), "publish", failing)
 
 
-@pytest.mark.usefixtures("fragile")
-def test_a_member_whose_handler_raised_has_left() -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (RuntimeError("a bug"), 1011, "internal error"),
+        (BrokerError("it has gone"), 1013, "the rooms cannot be reached just now"),
+    ],
+)
+def test_a_member_whose_handler_raised_has_left(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, reason: str
+) -> None:
+    publish_fails(monkeypatch, error)
     with TestClient(chat_app.app, raise_server_exceptions=False) as client, member(client, "lobby", "ann") as ann:
         with member(client, "lobby", "bob", "ann") as bob:
-            assert ann.receive(OUT) == Joined("bob")
-            bob.send_json(Say("crash"))
-            bob.expect_close(1011, reason="internal error")
-            assert ann.receive(OUT) == Left("bob")
+            assert ann.receive_json() == change("lobby", joined="bob")
+            bob.send_json(Say("fail"))
+            list(bob)
+            bob.expect_close(code, reason=reason)
+            assert ann.receive_json() == change("lobby", left="bob")
         with member(client, "lobby", "bob", "ann"):
-            assert ann.receive(OUT) == Joined("bob")
+            assert ann.receive_json() == change("lobby", joined="bob")
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("emptied")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-async def test_all_have_left_when_the_server_stops(rooms: list[Rooms], shape: Shape) -> None:
+async def test_all_have_left_when_the_server_stops(shape: Shape) -> None:
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(AsyncTestClient(chat_app.app, server=shape))
         for name in ("ann", "bob", "eve"):
@@ -623,98 +749,33 @@ async def test_all_have_left_when_the_server_stops(rooms: list[Rooms], shape: Sh
 # The slow
 
 
-async def heard(ws: AsyncWebSocketSession, wanted: chat_app.Out) -> list[chat_app.Out]:
-    """What came before the message that is waited for."""
-    before = []
-    while (message := await ws.receive(OUT)) != wanted:
-        before.append(message)
-    return before
-
-
-BLOCKING = [shape for shape in SHAPES if shape.blocks]
-
-
 @pytest.mark.anyio
-@pytest.mark.parametrize("shape", BLOCKING, ids=lambda shape: shape.name)
-async def test_who_does_not_read_is_dropped_and_told_so(
-    rooms: list[Rooms], shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_app, "PATIENCE", 0.05)
-    async with (
-        AsyncTestClient(chat_app.app, server=shape) as client,
-        client.websocket_connect("/rooms/lobby", cookies={"name": "ann"}) as ann,
-        client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as slow,
-        client.websocket_connect("/rooms/lobby", cookies={"name": "slower"}) as slower,
-    ):
-        await heard(ann, Joined("slower"))
-        for one in (slow, slower):
-            await heard(one, Joined("slower"))
-            await one.stall(1000)
-        for text in "abc":
-            await ann.send_json(Say(text * 1000))
-        came = [await ann.receive(OUT) for _ in range(5)]
-        said = [Said("ann", text * 1000) for text in "abc"]
-        assert [one for one in came if isinstance(one, Said)] == said
-        assert {one.user for one in came if isinstance(one, Left)} == {"slow", "slower"}
-        async with client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as again:
-            assert await again.receive(OUT) == Welcome(["ann", "slow"])
-            for one in (slow, slower):
-                await one.resume()
-                read = [msgspec.json.decode(message, type=OUT) async for message in one]
-                assert read[0] == said[0]
-                await one.expect_close(1013, reason="you read too slowly")
-            await ann.send_json(Say("and on"))
-            await heard(again, Said("ann", "and on"))
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("shape", BLOCKING, ids=lambda shape: shape.name)
-async def test_who_does_not_read_holds_up_nobody_while_there_is_patience(
-    rooms: list[Rooms], shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_app, "PATIENCE", 60.0)
-    async with (
-        AsyncTestClient(chat_app.app, server=shape) as client,
-        client.websocket_connect("/rooms/lobby", cookies={"name": "ann"}) as ann,
-        client.websocket_connect("/rooms/lobby", cookies={"name": "bob"}) as bob,
-    ):
-        async with client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as slow:
-            await slow.stall(0)
-            await ann.send_json(Say("one"))
-            await heard(ann, Said("ann", "one"))
-            await heard(bob, Said("ann", "one"))
-            await bob.send_json(Say("two"))
-            assert await heard(ann, Said("bob", "two")) == []
-            assert await heard(bob, Said("bob", "two")) == []
-            await slow.abort()
-        assert await ann.receive(OUT) == Left("slow")
-
-
-@pytest.mark.anyio
-async def test_a_message_for_a_member_who_is_just_being_closed_is_nobodys_error(
-    rooms: list[Rooms], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_app, "PATIENCE", 60.0)
+@pytest.mark.usefixtures("emptied")
+async def test_who_does_not_read_holds_up_nobody_is_closed_and_comes_back_to_where_it_was() -> None:
+    most = chat_app.app.limits.outbox_messages
     async with (
         AsyncTestClient(chat_app.app) as client,
         client.websocket_connect("/rooms/lobby", cookies={"name": "ann"}) as ann,
-        client.websocket_connect("/rooms/lobby", cookies={"name": "bob"}) as bob,
+        client.websocket_connect("/rooms/lobby", cookies={"name": "slow"}) as slow,
     ):
-        await heard(ann, Joined("bob"))
-        await heard(bob, Joined("bob"))
-        await bob.send_text("{")
-        frame = len(await bob.receive_text()) + HEADER
-        await bob.stall(8 * frame + 1)  # nine errors go out, the close does not
-        for _ in range(9):
-            await bob.send_text("{")
-        await anyio.wait_all_tasks_blocked()
-        await ann.send_json(Say("hello"))
-        assert await ann.receive(OUT) == Said("ann", "hello")
-        await anyio.wait_all_tasks_blocked()
-        await bob.resume()
-        assert len([message async for message in bob]) == 9
-        await bob.expect_close(1007)
-        assert await ann.receive(OUT) == Left("bob")
+        await until(slow, is_here)
+        await slow.stall(0)
+        # One is on its way, as many wait as may, and one more closes.
+        texts = [str(number) for number in range(most + 2)]
+        for text in texts:
+            await ann.send_json(Say(text))
+            await until(ann, is_text(text))
+        await slow.resume()
+        read = [json.loads(message) async for message in slow]
+        await slow.expect_close(1013, reason="slow consumer")
+        assert [said(frame)[1] for frame in read if frame["type"] == "message"] == texts[: len(read)]
+        assert 0 < len(read) < 3
+        # What was missed is more than the history has: the client is told.
+        path = f"/rooms/lobby?since={quote(read[-1]['position'])}"
+        async with client.websocket_connect(path, cookies={"name": "slow"}) as again:
+            joined, *last = await until(again, is_text(texts[-1]))
+            assert (joined["recovered"], joined["reason"]) == (False, "trimmed")
+            assert [said(frame)[1] for frame in last] == texts[-100:]
 
 
 # The page
@@ -736,31 +797,92 @@ def test_the_page_is_served_with_all_that_it_loads(client: TestClient) -> None:
         assert needed in page.text
     loaded = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page.text)
     assert loaded == ["chat.css", "chat.js"]
+    loaded += re.findall(r' from "\./(.+)";', client.get("/chat.js").text)
+    assert loaded == ["chat.css", "chat.js", "client.js"]
     kinds = [client.get(f"/{file}").headers["content-type"] for file in loaded]
-    assert kinds == ["text/css; charset=utf-8", "text/javascript; charset=utf-8"]
+    assert kinds == ["text/css; charset=utf-8", *["text/javascript; charset=utf-8"] * 2]
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_but_its_script(client: TestClient) -> None:
+def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_but_its_scripts(client: TestClient) -> None:
     page = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
     assert {policy[of] for of in ("script-src", "style-src", "connect-src")} == {"'self'"}
     assert "unsafe" not in page.headers["content-security-policy"]
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script[^>]*>[^<]", page.text)
-    script = client.get("/chat.js").text
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
-    for text in (page.text.replace("http://www.w3.org/2000/svg", ""), script, client.get("/chat.css").text):
-        assert not re.search(r"(https?|wss?)://|@import|\burl\(", text)
+    scripts = client.get("/chat.js").text + client.get("/client.js").text
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", scripts)
+    style = client.get("/chat.css").text
+    for text in (page.text.replace("http://www.w3.org/2000/svg", ""), scripts, style):
+        assert not re.search(r"(https?|wss?)://", text)
+    assert not re.search(r"@import|\burl\(", style)
 
 
 def test_the_page_knows_every_message_of_the_server_its_limits_and_its_tokens(client: TestClient) -> None:
     script, page = client.get("/chat.js").text, client.get("/").text
-    tags = [message.__struct_config__.tag for message in typing.get_args(OUT)]
-    for tag in [*tags, "error"]:
+    for tag in ("here", "typing", "error"):
         assert re.search(rf"^  {tag}\(", script, re.MULTILINE), tag
+    for field in Said.__struct_fields__:
+        assert re.search(rf"function said\(.*\b{field}\b.*\) {{", script), field
     assert [int(limit) for limit in re.findall(r'maxlength="(\d+)"', page)] == [24, 24, 1000]
-    assert "4409" in script
     assert f'["chat", `{PREFIX}${{base64url(name)}}`]' in script
+
+
+# client.js
+
+
+@pytest.fixture(scope="module")
+def script() -> str:
+    """The module as an app serves it."""
+    app = App()
+    app.get("/client.js")(client_module)
+    with TestClient(app) as client:
+        answer = client.get("/client.js")
+    assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert (answer.headers["cache-control"], answer.headers["x-content-type-options"]) == ("no-cache", "nosniff")
+    return answer.text
+
+
+def test_the_module_of_a_page_is_a_file_of_the_package_and_needs_no_other(script: str) -> None:
+    assert script == (ROOT / "asgiws" / "channels" / "client.js").read_text("utf-8")
+    assert not re.search(r"^\s*import |require\(", script, re.MULTILINE)
+    assert re.findall(r"^export (?:async )?function (\w+)", script, re.MULTILINE) == ["isFinal", "connect"]
+
+
+def test_the_module_of_a_page_knows_every_frame_of_a_member(script: str) -> None:
+    joined = _joined_frame("a", Joined(Position("e", 1), recovered=False, reason="epoch"))
+    publication = Publication("a", Position("e", 1), "bytes", b"\x00")
+    frames = [json.loads(text) for text in (joined, publication.envelope, presence_change("a", {}, ["b"]).data)]
+    frames.append(json.loads(msgspec.json.encode(Lost("a", 1, "gap"))))
+    assert {frame["type"] for frame in frames} == set(re.findall(r'type === "(\w+)"', script))
+    for frame in frames:
+        for field in frame:
+            assert re.search(rf"\b{field}\b", script), field
+
+
+def test_the_comment_of_the_module_tells_of_every_option(script: str) -> None:
+    told = re.findall(r"^//   (\w+) {2,}", script.partition("// Gives an object")[0], re.MULTILINE)
+    taken = re.findall(r"const \{ (.+?) \} = options;", script)
+    names = [name.strip() for part in taken for name in re.split(r",(?![^\[{]*[\]}])", part)]
+    assert told == ["url", *[name.partition(" ")[0] for name in names]]
+
+
+@pytest.mark.parametrize(
+    "function", [Channels.__init__, Channels.publish, Channels.join, Channels.subscribe, TopicOptions.__init__]
+)
+def test_an_example_in_the_document_of_channels_has_every_option(function: Callable[..., Any]) -> None:
+    text = (ROOT / "docs" / "channels.md").read_text("utf-8")
+    code = "".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    optional = [one.name for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    shown = {name: re.search(rf"\b{name}=", code) or f"`Channels({name}=" in text for name in optional}
+    assert [name for name, found in shown.items() if not found] == []
+
+
+def test_the_document_of_channels_has_every_option_of_the_module(script: str) -> None:
+    text = (ROOT / "docs" / "channels.md").read_text("utf-8")
+    section = text.partition("### In a page")[2].partition("\n### ")[0]
+    told = re.findall(r"^//   (\w+) {2,}", script.partition("// Gives an object")[0], re.MULTILINE)
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == told[1:]
 
 
 # chat, as a process
@@ -770,8 +892,9 @@ def test_the_page_knows_every_message_of_the_server_its_limits_and_its_tokens(cl
 def real_member(chat: Example, room: str, name: str, *others: str) -> Iterator[ClientConnection]:
     """A real client in a room where these others are already."""
     with chat.connect(f"/rooms/{room}", name) as ws:
-        assert receive(ws) == {"type": "welcome", "users": sorted([name, *others])}
-        assert receive(ws) == {"type": "joined", "user": name}
+        while (frame := receive(ws))["type"] != "here":
+            """What was said before, and that it came."""
+        assert frame["users"] == sorted([name, *others])
         yield ws
 
 
@@ -783,13 +906,12 @@ def test_real_clients_talk_with_each_other_one_as_the_page_does_and_one_with_a_c
     origin = f"http://{LOOPBACK}:{chat.port}"
     with chat.connect("/rooms/talk", subprotocols=offer("नीलम"), origin=origin) as page:
         assert page.subprotocol == "chat"
-        assert receive(page) == {"type": "welcome", "users": ["नीलम"]}
-        assert receive(page) == {"type": "joined", "user": "नीलम"}
+        assert [receive(page)["type"] for _ in range(3)] == ["joined", "presence", "here"]
         with real_member(chat, "talk", "bob", "नीलम") as bob:
-            assert receive(page) == {"type": "joined", "user": "bob"}
+            assert receive(page) == change("talk", joined="bob")
             say(bob, "hello")
-            assert receive(page) == receive(bob) == {"type": "said", "user": "bob", "text": "hello"}
-        assert receive(page) == {"type": "left", "user": "bob"}
+            assert said(receive(page)) == said(receive(bob)) == ("bob", "hello")
+        assert receive(page) == change("talk", left="bob")
 
 
 def test_a_real_client_without_a_name_or_of_another_site_is_refused_with_the_status(chat: Example) -> None:
@@ -807,43 +929,193 @@ def test_a_message_too_big_ends_its_own_connection_only(chat: Example) -> None:
                 bob.recv(timeout=DEADLINE)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1009
-        assert [receive(ann), receive(ann)] == [{"type": "joined", "user": "bob"}, {"type": "left", "user": "bob"}]
+        assert [receive(ann), receive(ann)] == [change("big", joined="bob"), change("big", left="bob")]
 
 
 def test_a_client_whose_connection_breaks_has_left(chat: Example) -> None:
     with real_member(chat, "break", "ann") as ann:
         with chat.deaf("/rooms/break", "bob"):
-            assert receive(ann) == {"type": "joined", "user": "bob"}
-        assert receive(ann) == {"type": "left", "user": "bob"}
+            assert receive(ann) == change("break", joined="bob")
+        assert receive(ann) == change("break", left="bob")
 
 
-def test_clients_that_do_not_read_are_dropped_and_hold_up_neither_the_others_nor_the_end() -> None:
-    with (
-        running("chat") as chat,
-        real_member(chat, "lobby", "ann") as ann,
-        chat.deaf("/rooms/lobby", "late") as late,
-        chat.deaf("/rooms/lobby", "never"),
-    ):
-        assert {receive(ann)["user"], receive(ann)["user"]} == {"late", "never"}
-        others = []
-        for number in range(5_000):  # 20 MB: more than lies between a server and a client
-            say(ann, f"{number} {'🙂' * 990}")
-            while (message := receive(ann))["type"] != "said":
-                others.append(message)
-            assert message["text"].startswith(f"{number} ")
-            if len(others) == 2:
-                break
-        assert sorted(others, key=str) == [{"type": "left", "user": name} for name in ("late", "never")]
-        with real_member(chat, "lobby", "bob", "ann") as bob:
-            say(bob, "hello")
-            assert receive(bob)["text"] == "hello"
-        close_frame = b"\x88\x15\x03\xf5you read too slowly"  # 1013 and the reason (RFC 6455, 5.5.1)
-        last = b""
-        while not last.endswith(close_frame) and (part := late.recv(1_000_000)):
-            last = (last + part)[-100:]
-        assert last.endswith(close_frame)
-        # The close for the other one is still on its way: the server may say that it did not wait for it.
-        assert "Traceback" not in chat.end()
+# chat, in two processes
+
+
+class Page:
+    """What the page of the chat does, in a thread: connects again, resumes, and says again what has not come back.
+
+    Args:
+        example: Where the chat runs.
+        name: The name of the member.
+        texts: What it says, one after the other.
+        wanted: How many different messages it waits for, before it goes.
+
+    Attributes:
+        shown: The ids in the order in which they came for the first time.
+        positions: All that came.
+        joins: The frames with which each connection began.
+    """
+
+    def __init__(self, example: Example, name: str, texts: int, wanted: int) -> None:
+        self.shown: dict[str, None] = {}
+        self.positions: list[str] = []
+        self.joins: list[dict[str, Any]] = []
+        self.complaints: list[str] = []
+        self._example = example
+        self._name = name
+        self._unconfirmed = [f"{name}-{number}" for number in range(texts)]
+        self._wanted = wanted
+        self._since = ""
+        self.thread = threading.Thread(target=self._live, daemon=True)
+        self.thread.start()
+
+    def _live(self) -> None:
+        end = time.monotonic() + 3 * START
+        while len(self.shown) < self._wanted and time.monotonic() < end:
+            query = f"?topic=room%3Aload&since={quote(self._since)}" if self._since else ""
+            with (
+                contextlib.suppress(OSError, ConnectionClosed, InvalidMessage, InvalidStatus),
+                self._example.connect(f"/rooms/load{query}", self._name) as ws,
+            ):
+                self._talk(ws)
+            time.sleep(0.05)  # the page, too, waits before it tries again
+
+    def _talk(self, ws: ClientConnection) -> None:
+        asked = None
+        while len(self.shown) < self._wanted:
+            frame = receive(ws)
+            if frame["type"] == "joined":
+                self.joins.append(frame)
+                self._since = frame["position"]
+            elif frame["type"] == "message":
+                self._since = frame["position"]
+                self.positions.append(self._since)
+                self.shown[frame["data"]["id"]] = None
+                if frame["data"]["id"] in self._unconfirmed:
+                    self._unconfirmed.remove(frame["data"]["id"])
+            elif frame["type"] in ("lost", "error"):
+                self.complaints.append(str(frame))
+            if self.joins and self._unconfirmed and asked != self._unconfirmed[0]:
+                asked = self._unconfirmed[0]
+                ws.send(json.dumps({"type": "say", "text": asked, "id": asked}))
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    with Valkey() as server:
+        yield server
+
+
+def test_two_processes_on_one_port_are_one_chat_and_pages_resume_when_both_are_killed(valkey: Valkey) -> None:
+    members, texts = 5, 40
+    with running("chat", "--redis", valkey.url) as example:
+        pages = [Page(example, f"member{number}", texts, members * texts) for number in range(members)]
+        for share in (0.2, 0.6):
+            wait_for(lambda share=share: len(pages[0].shown) >= share * members * texts)  # type: ignore[misc]
+            example.kill()
+            example.start()
+        for page in pages:
+            page.thread.join(3 * START)
+        errors = example.end()
+    for page in pages:
+        assert page.complaints == []
+        assert len(page.joins) >= 3
+        assert [joined.get("recovered") for joined in page.joins] == [None, *[True] * (len(page.joins) - 1)]
+        # Each page has seen each message, all in the same order, and no publication twice.
+        assert list(page.shown) == list(pages[0].shown)
+        assert len(page.shown) == members * texts
+        assert page.positions == pages[0].positions[: len(page.positions)]
+    assert len(set(pages[0].positions)) == len(pages[0].positions)
+    assert "Traceback" not in errors
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for something that threads do."""
+    end = time.monotonic() + START
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_chat_without_its_broker_is_one_line_and_exit_code_1() -> None:
+    for command in (["chat", "--redis"], ["publish_from_outside"]):
+        rest = ["room:lobby", "hello"] if command[0] != "chat" else []
+        done = run("-m", f"examples.{command[0]}", *command[1:], f"redis://{LOOPBACK}:{free_port()}", *rest)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(r"the broker cannot be reached.*\n", done.stderr)
+
+
+# publish_from_outside
+
+
+def processes_with(valkey: Valkey, topic: str) -> int:
+    """How many processes watch a topic."""
+    channels = valkey.command("PUBSUB", "CHANNELS", f"*{topic}*")
+    found = valkey.command("PUBSUB", "NUMSUB", *channels)
+    return max((int(count) for count in found[1::2]), default=0)
+
+
+def test_a_script_publishes_to_the_members_in_both_processes_and_prints_the_position(valkey: Valkey) -> None:
+    with running("chat", "--redis", valkey.url) as example, contextlib.ExitStack() as stack:
+        names: list[str] = []
+        members: list[ClientConnection] = []
+        while processes_with(valkey, "room:outside") < 2:  # the system gives a new connection to either of them
+            assert len(names) < 100
+            members.append(stack.enter_context(real_member(example, "outside", f"m{len(names):02}", *names)))
+            names.append(f"m{len(names):02}")
+        line = ("-m", "examples.publish_from_outside", valkey.url, "room:outside")
+        done = run(*line, "The canteen is open.", "--user", "the canteen")
+        assert (done.returncode, done.stderr) == (0, "")
+        for ws in members:
+            while (frame := receive(ws))["type"] == "presence":
+                """Who came after it."""
+            assert said(frame) == ("the canteen", "The canteen is open.")
+            assert done.stdout == f"{frame['position']}\n"
+        with example.connect("/rooms/outside", "late") as late:  # it is in the history
+            assert [receive(late)["type"], said(receive(late))[1]] == ["joined", "The canteen is open."]
+
+
+# ticker
+
+
+@pytest.mark.anyio
+async def test_the_ticker_sends_a_slow_client_only_the_last_price_of_each_symbol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ticker_example, "trade", _no_trade)
+    app = ticker_example.app
+    assert app.channels is not None
+    async with AsyncTestClient(app) as client, client.websocket_connect("/prices") as slow:
+        assert (await slow.receive_json())["type"] == "joined"
+        await slow.stall(0)
+        for price in range(1, 1001):
+            for symbol in ticker_example.SYMBOLS:
+                await app.channels.publish("prices", ticker_example.Price(symbol, price))
+        await slow.resume()
+        # What was on its way when it could take no more, and then one price of each symbol, the last one.
+        first = await slow.receive_json()
+        prices = [(await slow.receive_json())["data"] for _ in ticker_example.SYMBOLS]
+        assert first["data"] == {"symbol": ticker_example.SYMBOLS[0], "price": 1.0}
+        assert {price["symbol"]: price["price"] for price in prices} == dict.fromkeys(ticker_example.SYMBOLS, 1000.0)
+        await slow.expect_no_message()
+
+
+async def _no_trade(channels: Channels) -> None:
+    """Nobody trades."""
+
+
+def test_the_ticker_has_a_page_that_loads_the_module_and_prices_that_come_by_themselves(ticker: Example) -> None:
+    page = ticker.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert 'from "./client.js"' in page.text
+    assert ticker.get("/client.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    with ticker.connect("/prices") as ws:
+        assert receive(ws)["type"] == "joined"
+        # More than the history has. Who leaves has read nearly all: a client with much to read is slow to close.
+        prices = [receive(ws)["data"] for _ in range(110)]
+    assert {price["symbol"] for price in prices} == set(ticker_example.SYMBOLS)
+    assert all(price["price"] > 0 for price in prices)
 
 
 # embedded

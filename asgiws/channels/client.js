@@ -113,11 +113,10 @@ export function connect(url, options = {}) {
 
   // Have nothing more to do with the attempt in use.
   function leave(code = 1000, reason = "") {
+    socket?.close(code, reason); // raises if the code is none that a page may send
+    socket = null;
     clearTimeout(timer);
     turn += 1;
-    const ws = socket;
-    socket = null;
-    ws?.close(code, reason);
   }
 
   function lost({ code, reason }) {

@@ -1,18 +1,22 @@
-"""A chat: rooms, typed messages in both directions, who is here, who comes and who goes.
+"""A chat: rooms with a history, who is here, who comes and who goes; in one process or in many.
 
     python -m examples.chat
+    python -m examples.chat --redis redis://localhost:6379
 
-Open the address that it prints in two tabs. What to look at, from the bottom of this file to its top:
+The second line runs two processes on one port, which share their rooms on a Redis or Valkey server. Open the address in
+two tabs, kill the program, write on, start it again. What to look at, from the bottom of this file to its top:
 
-- `Chat` is a controller: each WebSocket gets an object of it. `on_connect` accepts, the methods below `@on` take the
-  messages, each those of its type, and `on_disconnect` is called once, however the connection ended.
-- `room` comes from the path, and `name` from a dependency. Where one of them is wrong the handshake is refused, and
-  there is no `Chat`. A name that is taken is an HTTPException after `accept`: the page sees close code 4409, with the
-  reason.
-- `user_name` is that dependency. A page can send no headers with a WebSocket: it sends a token among the subprotocols.
-  Other programs may send a cookie.
-- `Rooms` is a component: there is one of it, opened and closed with the app, for all who have it in their signature.
-- One member who does not read cannot hold up the others: see `broadcast` and what it calls.
+- `chat` is the whole conversation. It joins the room, and from then on the member gets what is published there: first
+  what was missed, or the last messages for who is new, then what comes.
+- `since` is the last position that the page has seen. The page keeps it and connects again by `client.js`, a module
+  that asgiws brings along, and that you can use as it is.
+- What somebody says comes back to the page that sent it, with the id that it gave it. What has not come back when the
+  connection is lost is sent again, and who gets an id twice shows it once.
+- Who is here is known by name: two tabs with one name are one member.
+- Who types is told on a topic of its own, without a history. A member who reads slowly gets the last word of each only.
+- One member who does not read holds up nobody: the connection is closed, and the page comes back to where it was.
+- `user_name` is a dependency. A page can send no headers with a WebSocket: it sends a token among the subprotocols.
+  Other programs may send a cookie. A wrong name or room refuses the handshake.
 - The messages are Structs. What comes in is decoded and validated, and what does not validate is answered with an
   error frame.
 - A page of another site cannot join: same-origin is the default of `App`.
@@ -20,35 +24,19 @@ Open the address that it prints in two tabs. What to look at, from the bottom of
 How it is tested: `tests/test_examples.py`.
 """
 
-import contextlib
+import datetime as dt
+import os
 import pathlib
-from collections.abc import AsyncIterator
 from typing import Annotated, TypeAlias
 from urllib.parse import unquote
 
-import anyio
 import msgspec
-from anyio.abc import TaskGroup
 from msgspec import Meta, Struct
 
-from asgiws import (
-    App,
-    Cookie,
-    Depends,
-    HTMLResponse,
-    HTTPException,
-    Response,
-    WebSocket,
-    WebSocketDisconnect,
-    WebSocketStateError,
-    component,
-    controller,
-    on,
-)
+from asgiws import App, Cookie, Depends, HTMLResponse, HTTPException, Limits, Response, WebSocket
+from asgiws.channels import BrokerError, Channels, Member, TopicOptions
+from asgiws.channels.script import client_module
 from asgiws.security import SubprotocolToken
-
-PATIENCE = 1.0
-"""Seconds that a member may take to receive a message."""
 
 UserName: TypeAlias = Annotated[str, Meta(max_length=24, pattern=r"^\S(.*\S)?\Z")]
 RoomName: TypeAlias = Annotated[str, Meta(max_length=24, pattern=r"^[\w-]+\Z")]
@@ -58,9 +46,10 @@ RoomName: TypeAlias = Annotated[str, Meta(max_length=24, pattern=r"^[\w-]+\Z")]
 
 
 class Say(Struct, tag="say"):
-    """A member says something: at most 1,000 characters, not all of them white space."""
+    """A member says something: at most 1,000 characters, not all of them white space. The id is the page's own."""
 
     text: Annotated[str, Meta(max_length=1000, pattern=r"\S")]
+    id: Annotated[str, Meta(max_length=36)] = ""
 
 
 class Typing(Struct, tag="typing"):
@@ -70,22 +59,10 @@ class Typing(Struct, tag="typing"):
 # To the page
 
 
-class Welcome(Struct, tag="welcome"):
-    """The first message: who is here, the new member included."""
+class Here(Struct, tag="here"):
+    """Who is in the room, sent once the member is."""
 
     users: list[str]
-
-
-class Joined(Struct, tag="joined"):
-    """Somebody came."""
-
-    user: str
-
-
-class Left(Struct, tag="left"):
-    """Somebody went."""
-
-    user: str
 
 
 class Said(Struct, tag="said"):
@@ -93,72 +70,14 @@ class Said(Struct, tag="said"):
 
     user: str
     text: str
+    id: str
+    at: dt.datetime
 
 
 class IsTyping(Struct, tag="typing"):
     """Somebody is typing."""
 
     user: str
-
-
-Out: TypeAlias = Welcome | Joined | Left | Said | IsTyping
-
-
-# The rooms
-
-
-class Rooms:
-    """Who is in which room, each under a name of its own."""
-
-    def __init__(self, background: TaskGroup) -> None:
-        self._rooms: dict[str, dict[str, WebSocket]] = {}
-        self._background = background
-
-    async def join(self, room: str, name: str, ws: WebSocket) -> None:
-        """Take a member in, and let everybody know."""
-        members = self._rooms.setdefault(room, {})
-        if name in members:
-            raise HTTPException(409, f"{name} is here already, choose another name")
-        members[name] = ws
-        await self._deliver(room, name, ws, Welcome(sorted(members)))
-        await self.broadcast(room, Joined(name))
-
-    async def leave(self, room: str, name: str, ws: WebSocket) -> None:
-        """Take a member out, and let the others know. Who is no member, or not any more, leaves nothing."""
-        members = self._rooms.get(room, {})
-        if members.get(name) is not ws:
-            return
-        del members[name]
-        if not members:
-            del self._rooms[room]
-        await self.broadcast(room, Left(name))
-
-    async def broadcast(self, room: str, message: Out) -> None:
-        """Send to all members at once. Who does not take the message in time is dropped, so nobody waits for long."""
-        async with anyio.create_task_group() as group:
-            for name, ws in self._rooms.get(room, {}).items():
-                group.start_soon(self._deliver, room, name, ws, message)
-
-    async def _deliver(self, room: str, name: str, ws: WebSocket, message: Out) -> None:
-        """Send to one member, whose connection may be slow or at its end."""
-        gone = contextlib.suppress(WebSocketDisconnect, WebSocketStateError)  # its own `on_disconnect` is to come
-        with gone, anyio.move_on_after(PATIENCE) as patience:
-            await ws.send_json(message)
-        if patience.cancelled_caught:
-            self._background.start_soon(self._drop, room, name, ws)
-
-    async def _drop(self, room: str, name: str, ws: WebSocket) -> None:
-        """Take a member out and close its connection. The close waits behind all that the member has not read yet."""
-        await self.leave(room, name, ws)
-        await ws.close(1013, "you read too slowly")
-
-
-@component
-async def rooms() -> AsyncIterator[Rooms]:
-    """The rooms, opened with the app and closed with it, and the tasks that nobody waits for."""
-    async with anyio.create_task_group() as background:
-        yield Rooms(background)
-        background.cancel_scope.cancel()
 
 
 # Who is it?
@@ -182,39 +101,46 @@ async def user_name(
 
 # The conversation
 
+TOPICS = {"room:*": TopicOptions(history=500, ttl=24 * 3600, presence=True)}
 
-@controller("/rooms/<room>")
-class Chat:
-    """One connection: a member of a room."""
-
-    def __init__(self, rooms: Rooms, room: RoomName, name: Annotated[str, Depends(user_name)]) -> None:
-        self.rooms, self.room, self.name = rooms, room, name
-
-    async def on_connect(self, ws: WebSocket) -> None:
-        """Let the member in. A page that offers subprotocols gives up if none of them is accepted."""
-        await ws.accept("chat" if "chat" in ws.subprotocols else None)
-        await self.rooms.join(self.room, self.name, ws)
-
-    @on(Say)
-    async def say(self, message: Say) -> None:
-        """Pass on what the member says."""
-        await self.rooms.broadcast(self.room, Said(self.name, message.text))
-
-    @on(Typing)
-    async def typing(self) -> None:
-        """Pass on that the member is typing."""
-        await self.rooms.broadcast(self.room, IsTyping(self.name))
-
-    async def on_disconnect(self, ws: WebSocket) -> None:
-        """Take the member out, if the name was free and it came in."""
-        await self.rooms.leave(self.room, self.name, ws)
+app = App(
+    channels=Channels(os.environ.get("CHAT_REDIS"), topics=TOPICS),  # no URL: the memory of this process
+    # Who comes back gets at once what was missed, as long as it is no more than half of what may wait for the socket.
+    limits=Limits(outbox_messages=1000, outbox_bytes=8_388_608),
+)
 
 
-app = App()
-app.include(Chat)
+@app.websocket("/rooms/<room>")
+async def chat(
+    ws: WebSocket[Say | Typing, Here],
+    room: RoomName,
+    name: Annotated[str, Depends(user_name)],
+    channels: Channels,
+    since: str | None = None,
+) -> None:
+    topic, typing = f"room:{room}", f"typing:{room}"
+    # A page that offers subprotocols gives up if none of them is accepted.
+    await ws.accept("chat" if "chat" in ws.subprotocols else None)
+    async with (
+        channels.join(ws, topic, since=since, history=100, envelope=True, presence=Member(name)),
+        channels.join(ws, typing, overflow="latest"),
+    ):
+        await ws.send_json(Here([member.key for member in await channels.presence(topic)]))
+        async for message in ws:
+            match message:
+                case Say(text, id):
+                    await channels.publish(topic, Said(name, text, id, dt.datetime.now(dt.UTC)))
+                case Typing():
+                    await channels.publish(typing, IsTyping(name), key=name, exclude=ws)
 
 
-# The page, and the two files that it loads
+@app.exception_handler(BrokerError)
+async def unreachable(ws: WebSocket, error: BrokerError) -> None:  # noqa: ARG001 - asgiws has logged it
+    """Let the page try again later."""
+    await ws.close(1013, "the rooms cannot be reached just now")
+
+
+# The page, and the files that it loads
 
 HERE = pathlib.Path(__file__).parent
 PAGE, STYLE, SCRIPT = [(HERE / file).read_bytes() for file in ("chat.html", "chat.css", "chat.js")]
@@ -240,3 +166,6 @@ async def style() -> Response:
 @app.get("/chat.js")
 async def script() -> Response:
     return Response(SCRIPT, headers=HEADERS, media_type="text/javascript")
+
+
+app.get("/client.js")(client_module)

@@ -1,40 +1,37 @@
-// The chat page: one WebSocket, kept open. Whatever comes from others is shown by textContent, never as HTML.
+// The chat page: one connection, kept by client.js. Whatever comes from others is shown by textContent, never as HTML.
+
+import { connect } from "./client.js";
 
 const $ = (id) => document.getElementById(id);
+const MOST_UNCONFIRMED = 100;
 
 let name = "";
 let room = "";
-let socket = null; // the WebSocket in use; null while there is none
-let connected = false; // the server has said "welcome" on it
-let welcomed = false; // it has said so since this page joined the room
-let attempts = 0; // since the last "welcome"
+let connection = null; // null while the entrance is shown
+let connected = false; // the server has let us in the room, and the connection has not been lost since
 let timer = 0; // of the countdown to the next attempt
-let unconfirmed = []; // texts that were sent and have not come back yet
 let typedAt = -Infinity; // when the server was last told that we are typing
 let atEnd = true; // the newest message is in view
+const unconfirmed = new Map(); // id -> what we said and has not come back yet
+const shown = new Set(); // ids of the messages that are shown
 const people = new Set();
+const changes = new Map(); // name -> whether somebody is here, as told since we joined
 const typists = new Map(); // name -> timer
 
 // ---- The connection -------------------------------------------------------------------------------------------------
 
-function connect() {
-  clearInterval(timer);
-  show("connecting", attempts ? "Connecting again…" : "Connecting…");
-  const url = new URL(`rooms/${encodeURIComponent(room)}`, location.href);
-  url.protocol = url.protocol.replace("http", "ws");
-  // A page can send no headers with a WebSocket: what tells who it is goes among the subprotocols.
-  const ws = new WebSocket(url, ["chat", `base64url.bearer.authorization.k8s.io.${base64url(name)}`]);
-  const patience = setTimeout(() => ws.close(), 10_000);
-  ws.onopen = () => clearTimeout(patience);
-  socket = ws;
-  ws.onmessage = (event) => {
-    if (ws !== socket) return;
-    const message = JSON.parse(event.data);
-    on[message.type]?.(message);
-  };
-  ws.onclose = (event) => {
-    if (ws === socket) lost(event);
-  };
+function begin() {
+  connection = connect(`rooms/${encodeURIComponent(room)}`, {
+    // A page can send no headers with a WebSocket: what tells who it is goes among the subprotocols.
+    protocols: ["chat", `base64url.bearer.authorization.k8s.io.${base64url(name)}`],
+    queue: 0, // what we say waits in `unconfirmed`
+    onJoined: joined,
+    onMessage: said,
+    onPresence: presence,
+    onLost: missing,
+    onFrame: (frame) => on[frame.type]?.(frame),
+    onState: changed,
+  });
 }
 
 function base64url(text) {
@@ -42,79 +39,72 @@ function base64url(text) {
   return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-function lost({ code, reason }) {
-  const before = connected;
-  disconnected();
-  if (code === 4409 && !welcomed) {
-    enter(reason); // the name is taken
-    return;
+function changed(state, { reason, delay }) {
+  clearInterval(timer);
+  if (state === "connecting") show("connecting", "Connecting…");
+  if (state === "waiting" || state === "closed") {
+    if (connected) notice("Connection lost.");
+    disconnected();
   }
-  if (before) notice("Connection lost.");
-  retry(code === 4409 ? "Your name is not free yet." : before ? "Connection lost." : "No connection.");
-}
-
-// The pause doubles with every attempt, up to half a minute. A random part of it keeps a thousand pages from coming back
-// in the same moment after the server was restarted.
-function retry(why) {
-  const pause = Math.min(30, 2 ** attempts) * (0.5 + Math.random() / 2);
-  attempts += 1;
-  const due = performance.now() + pause * 1000;
-  const tick = () => {
-    const seconds = Math.ceil((due - performance.now()) / 1000);
-    $("countdown").textContent = `in\u00a0${Math.max(seconds, 1)}\u00a0s`;
-    if (seconds <= 0) connect();
-  };
-  show("waiting", `${why} Trying again`);
-  timer = setInterval(tick, 200);
-  tick();
+  if (state === "closed") show("closed", reason || "The connection has ended.");
+  if (state === "waiting") {
+    show("waiting", "No connection. Trying again");
+    const due = performance.now() + delay;
+    const tick = () => {
+      const seconds = Math.ceil((due - performance.now()) / 1000);
+      $("countdown").textContent = `in\u00a0${Math.max(seconds, 1)}\u00a0s`;
+    };
+    timer = setInterval(tick, 200);
+    tick();
+  }
 }
 
 function disconnected() {
-  clearInterval(timer);
-  socket = null;
   connected = false;
   people.clear();
+  changes.clear();
   for (const user of [...typists.keys()]) stopped(user);
   showPeople();
-  if (unconfirmed.length) {
-    // What has not come back may never have arrived: it goes back to where it was written.
-    $("text").value = [...unconfirmed, $("text").value].join("\n").trim();
-    unconfirmed = [];
-  }
 }
 
-function send(message) {
-  if (connected) socket.send(JSON.stringify(message));
+// What we have missed comes next, or what was said last.
+function joined({ recovered, reason }) {
+  if (recovered !== undefined) notice("You are back.");
+  if (recovered === false) missing({ reason });
+  connected = true;
+  sessionStorage.setItem("joined", "yes");
+  show("connected", "Connected");
+  // What has not come back may have arrived all the same. Then it comes twice, and is shown once.
+  for (const [id, { text }] of unconfirmed) connection.send({ type: "say", id, text });
 }
 
-// What the server sends, by its type.
-const on = {
-  welcome({ users }) {
-    if (welcomed) notice("You are back.");
-    connected = welcomed = true;
-    attempts = 0;
-    sessionStorage.setItem("joined", "yes");
-    people.clear();
-    users.forEach((user) => people.add(user));
-    show("connected", "Connected");
-    showPeople();
-  },
-  joined({ user }) {
-    people.add(user);
-    showPeople();
-    if (user !== name) notice(who(user), " joined");
-    else if (!$("messages").childElementCount) notice("You joined ", who(`#${room}`), people.size > 1 ? "" : ", and nobody else is here yet");
-  },
-  left({ user }) {
+function missing({ count }) {
+  notice(count ? `${count} messages are missing here.` : "Messages may be missing here.").classList.add("trouble");
+}
+
+// Who is here is told once, and may have been looked up before a change that we know of already.
+function presence({ joined, left }) {
+  for (const user of left) {
+    if (user === name) continue; // this page is here, whatever has become of another connection
+    changes.set(user, false);
     people.delete(user);
     stopped(user);
-    showPeople();
     notice(who(user), " left");
-  },
-  said({ user, text }) {
-    if (user === name) unconfirmed.shift();
-    stopped(user);
-    said(user, text);
+  }
+  for (const { key: user } of joined) {
+    changes.set(user, true);
+    people.add(user);
+    if (user !== name) notice(who(user), " joined");
+  }
+  showPeople();
+}
+
+// What the server sends beside, by its type.
+const on = {
+  here({ users }) {
+    for (const user of users) if (changes.get(user) !== false) people.add(user);
+    showPeople();
+    if (!$("messages").childElementCount) notice("You joined ", who(`#${room}`), people.size > 1 ? "" : ", and nobody else is here yet");
   },
   typing({ user }) {
     if (user === name) return;
@@ -123,12 +113,40 @@ const on = {
     showTypists();
   },
   error({ detail }) {
-    const refused = unconfirmed.shift() ?? "";
-    $("text").value ||= refused;
+    const [[id, refused] = []] = unconfirmed;
+    if (refused) {
+      refused.element.remove();
+      unconfirmed.delete(id);
+      $("text").value ||= refused.text;
+    }
     showSend();
     notice(`The server refused your message: ${detail}`).classList.add("trouble");
   },
 };
+
+function say(text) {
+  const id = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const element = bubble(name, text, new Date());
+  element.classList.add("unconfirmed");
+  unconfirmed.set(id, { text, element });
+  add(element);
+  if (connected) connection.send({ type: "say", id, text });
+}
+
+function said({ user, text, id, at }) {
+  if (id && shown.has(id)) return;
+  if (id) shown.add(id);
+  if (unconfirmed.has(id)) {
+    unconfirmed.get(id).element.remove();
+    unconfirmed.delete(id);
+    showSend();
+  }
+  stopped(user);
+  const message = bubble(user, text, new Date(at));
+  message.dataset.id = id;
+  add(message);
+  if (document.hidden) document.title = `● ${room} · Chat`;
+}
 
 // ---- What is seen ---------------------------------------------------------------------------------------------------
 
@@ -159,13 +177,13 @@ function show(state, text) {
   $("status").dataset.state = state;
   $("status-text").textContent = text;
   $("countdown").textContent = "";
-  $("retry").hidden = state !== "waiting";
-  $("text").placeholder = state === "connected" ? `Message #${room}` : "You can write on; sending waits for the connection";
+  $("retry").hidden = state !== "waiting" && state !== "closed";
+  $("text").placeholder = state === "connected" ? `Message #${room}` : "Sent once you are connected";
   showSend();
 }
 
 function showSend() {
-  $("send").disabled = !connected || !$("text").value.trim();
+  $("send").disabled = unconfirmed.size >= MOST_UNCONFIRMED || !$("text").value.trim();
 }
 
 function showPeople() {
@@ -197,27 +215,32 @@ function notice(...parts) {
   return add(element("p", "notice", ...parts));
 }
 
-function said(user, text) {
-  const last = $("messages").lastElementChild;
-  const now = new Date();
-  const time = element("time", "", now.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
-  time.dateTime = now.toISOString();
+function bubble(user, text, at) {
+  const time = element("time", "", at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
+  time.dateTime = at.toISOString();
+  time.title = at.toLocaleString();
   const header = colour(element("div", "who", who(user), time), user);
   const body = element("div", "text", text);
   body.dir = "auto";
   const message = element("div", "message", avatar(user), header, body);
   message.dataset.user = user;
-  message.dataset.at = now.getTime();
+  message.dataset.at = at.getTime();
   message.classList.toggle("own", user === name);
-  message.classList.toggle("more", last?.dataset.user === user && now - last.dataset.at < 180_000);
-  add(message);
-  if (document.hidden) document.title = `● ${room} · Chat`;
+  return message;
 }
 
+// What has not come back yet stays below what has.
 function add(child) {
   const list = $("messages");
-  list.append(child);
-  while (list.childElementCount > 500) list.firstElementChild.remove();
+  const last = child.classList.contains("unconfirmed") ? null : list.querySelector(".unconfirmed");
+  list.insertBefore(child, last);
+  const { user, at } = child.dataset;
+  const before = child.previousElementSibling?.dataset;
+  child.classList.toggle("more", Boolean(user) && before?.user === user && at - before.at < 180_000);
+  while (list.childElementCount > 700) {
+    shown.delete(list.firstElementChild.dataset.id);
+    list.firstElementChild.remove();
+  }
   if (atEnd || child.classList.contains("own")) scrollToEnd();
   else $("newer").hidden = false;
   return child;
@@ -229,13 +252,10 @@ function scrollToEnd() {
 
 // ---- Coming and going -----------------------------------------------------------------------------------------------
 
-function enter(refusal = "") {
-  welcomed = false;
+function enter() {
   sessionStorage.removeItem("joined");
   $("chat").hidden = true;
   $("entrance").hidden = false;
-  $("refusal").textContent = refusal;
-  $("name").ariaInvalid = refusal ? "true" : "false";
   fill();
   document.title = "Chat";
   $("name").focus();
@@ -258,9 +278,10 @@ function join() {
   $("title").textContent = room;
   document.title = `${room} · Chat`;
   $("messages").replaceChildren();
+  shown.clear();
+  unconfirmed.clear();
   $("text").focus();
-  attempts = 0;
-  connect();
+  begin();
 }
 
 function suggestion() {
@@ -278,22 +299,18 @@ $("join").addEventListener("submit", (submit) => {
 });
 
 $("leave").addEventListener("click", () => {
-  socket?.close(1000);
+  connection.close();
   disconnected();
   enter();
 });
 
-$("retry").addEventListener("click", connect);
-addEventListener("online", () => {
-  if (!socket && !$("chat").hidden) connect();
-});
+$("retry").addEventListener("click", () => connection.retry());
 
 $("composer").addEventListener("submit", (submit) => {
   submit.preventDefault();
   const text = $("text").value.trim();
-  if (!connected || !text) return;
-  send({ type: "say", text });
-  unconfirmed.push(text);
+  if (!text || unconfirmed.size >= MOST_UNCONFIRMED) return;
+  say(text);
   $("text").value = "";
   typedAt = -Infinity;
   showSend();
@@ -301,9 +318,9 @@ $("composer").addEventListener("submit", (submit) => {
 
 $("text").addEventListener("input", () => {
   showSend();
-  if ($("text").value && performance.now() - typedAt > 2500) {
+  if (connected && $("text").value && performance.now() - typedAt > 2500) {
     typedAt = performance.now();
-    send({ type: "typing" });
+    connection.send({ type: "typing" });
   }
 });
 
