@@ -8,6 +8,7 @@
 | `ParameterError` | close 1008 | close 1008 |
 | `MessageError` | - | close 1003 or 1007 |
 | `WebSocketDisconnect` | a normal end | a normal end |
+| `BrokerError` | 503 denial, logged | close 1013, logged |
 | cancelled (the server stops) | close 1012 | close 1012 |
 | cancelled by the watchdog | as the exception says that it is cancelled with | same |
 | any other exception | 500 denial, logged, raised again | close 1011, logged, raised again |
@@ -27,6 +28,7 @@ import anyio
 from .background import ScopedSend, on_trio, uncancel
 from .dependencies import AnsweredError, Owner, Solved, solved
 from .errors import (
+    BrokerError,
     HTTPException,
     MessageError,
     ParameterError,
@@ -309,6 +311,8 @@ async def _failed(ws: WebSocket[Any, Any], error: Exception, host: Host, where: 
         cause, again = await _ask(own, ws, cause, where)
     elif isinstance(cause, (WebSocketDisconnect, *_TABLE)):
         logger().debug("%s: connection %s ended: %s: %s", where, ws.id, type(cause).__name__, cause)
+    elif isinstance(cause, BrokerError):
+        logger().warning("%s: connection %s ended: %s", where, ws.id, cause)
     else:
         _log(where, ws.id, error)
         again = True
@@ -354,6 +358,10 @@ async def _end_by_table(ws: WebSocket[Any, Any], error: Exception) -> None:
             await ws.close(1008, str(error))
         case MessageError():
             await ws.close(error.code, str(error))
+        case BrokerError() if unanswered:
+            await ws.send_denial_response(error_response(_unavailable()))
+        case BrokerError():
+            await ws.close(1013, "try again later")
         case HTTPException() if unanswered:
             await ws.send_denial_response(error_response(error))
         case HTTPException():
@@ -389,6 +397,10 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
 
 def _log(where: str, connection: str, error: Exception) -> None:
     logger().error("%s: connection %s failed", where, connection, exc_info=error)
+
+
+def _unavailable() -> HTTPException:
+    return HTTPException(503, headers={"retry-after": "5"})
 
 
 def _internal_error(connection: str) -> JSONResponse:
@@ -444,6 +456,9 @@ async def _answer_to(request: Request, error: Exception, host: Host, where: str)
             return _internal_error(request.id), True
     if isinstance(cause, ParameterError):
         return JSONResponse({"detail": [problem.as_dict() for problem in cause.errors]}, 422), False
+    if isinstance(cause, BrokerError):
+        logger().warning("%s: request %s failed: %s", where, request.id, cause)
+        cause = _unavailable()
     if isinstance(cause, HTTPException):
         try:
             return error_response(cause), False

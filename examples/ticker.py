@@ -18,8 +18,7 @@ import anyio
 from msgspec import Struct
 
 from asgiws import App, HTMLResponse, WebSocket
-from asgiws.channels import Channels, latest
-from asgiws.channels.script import client_module
+from asgiws.channels import Channels, client_module, latest
 
 from ._serve import serve
 

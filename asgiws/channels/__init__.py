@@ -7,6 +7,7 @@ from .memory import MemoryBackend
 from .options import ChannelsStatistics, Member, TopicOptions
 from .policies import Joined, Lost, latest
 from .publication import Position, Publication
+from .script import client_module
 from .subscriptions import Subscription
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "SlowSubscriberError",
     "Subscription",
     "TopicOptions",
+    "client_module",
     "latest",
 ]

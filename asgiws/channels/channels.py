@@ -190,7 +190,7 @@ class Channels(Hub):
                 "close" closes the connection with 1013, "drop_oldest" and "drop_newest" drop some, "latest" keeps the
                 last one of each key, `latest(key)` too, with a function that gives the key of a message.
             envelope: Send each payload as `{"type": "message", "topic", "position", "data"}`, and first
-                `{"type": "joined", "topic", "position", "recovered", "reason"}`.
+                `{"type": "joined", "topic", "position", "recovered", "reason", "present"}`.
             transform: Makes what this socket gets of a `Publication`; None keeps it back.
             lost: Tell the client where publications are missing, in their place: True sends
                 `{"type": "lost", "topic", "count", "reason"}`, a function of a `Lost` gives what is sent. With
@@ -219,13 +219,19 @@ class Channels(Hub):
         )  # fmt: skip
         used.sockets[member] = None
         try:
-            most = ws._limits.outbox_messages // 2 if limit is None else limit
+            most = ws._limits.outbox_messages // 2 if limit is None else min(limit, ws._limits.outbox_messages)
             page, joined = await self._beginning(used, since, history, most, ws._limits.outbox_bytes // 2)
+            if used.tells_presence:
+                joined = msgspec.structs.replace(joined, present=await self.presence(topic))
+            await member.outbox.room_for(sum(entry.size for entry in page.entries), len(page.entries) + 1)
             member.begin(page, joined, ahead=page.position != used.position)
             async with self._presence_of(used, ws.id, presence):
-                yield joined
+                try:
+                    yield joined
+                finally:  # before it is told that it has left
+                    del used.sockets[member]
         finally:
-            del used.sockets[member]
+            used.sockets.pop(member, None)
             self._release(used)
 
     @contextlib.asynccontextmanager
@@ -293,7 +299,7 @@ class Channels(Hub):
         if history:
             page = await self._backend.read(topic.name, None, min(history, limit))
             page.entries = _last_of(page.entries, size)
-        return page, Joined(page.position, None if since is None else False, reason)
+        return page, Joined(_before(page), None if since is None else False, reason)
 
     # Who is there
 
@@ -387,6 +393,12 @@ class Channels(Hub):
         """The sockets of this process that are members of a topic."""
         found = self._topics.get(checked_topic(topic))
         return () if found is None else tuple(member.ws for member in found.sockets)
+
+
+def _before(page: Page) -> Position:
+    """The position before what a page has."""
+    first = page.entries[0].position if page.entries else None
+    return page.position if first is None else Position(first.epoch, first.offset - 1)
 
 
 def _last_of(entries: Sequence[Publication], size: int) -> Sequence[Publication]:

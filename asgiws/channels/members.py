@@ -255,4 +255,6 @@ def _joined_frame(topic: str, joined: Joined) -> str:
         frame["recovered"] = joined.recovered
     if joined.reason is not None:
         frame["reason"] = joined.reason
+    if joined.present is not None:
+        frame["present"] = joined.present
     return encode(frame).decode()

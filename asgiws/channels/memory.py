@@ -39,9 +39,10 @@ class MemoryBackend:
     shared = False
 
     def __init__(self) -> None:
-        self._instance = secrets.token_hex(8)
-        self._epochs = itertools.count(1)
-        self._logs: collections.OrderedDict[str, _Log] = collections.OrderedDict()  # the last published to comes last
+        self._instance, self._unkept = secrets.token_hex(8), secrets.token_hex(8)
+        self._generation = 0  # moves on whenever a counter is forgotten: what none has given may be given again
+        self._short_lived = itertools.count(1)
+        self._logs: collections.OrderedDict[str, _Log] = collections.OrderedDict()  # the first was not looked at for the longest time
         self._watched: set[str] = set()
         self._present: dict[str, dict[str, dict[str, bytes]]] = {}
         self._receiver: Receiver | None = None
@@ -67,7 +68,8 @@ class MemoryBackend:
             position = log.position if log is not None else Position("", 0)
         else:
             if log is None:
-                log = self._new(topic) if keep.history or topic in self._watched else _Log(self._epoch())
+                is_kept = keep.history or topic in self._watched
+                log = self._new(topic) if is_kept else _Log(f"{self._unkept}{next(self._short_lived):x}")
             position = log.position = Position(log.position.epoch, log.position.offset + 1)
             publication.position = position
             if keep.history:
@@ -80,7 +82,11 @@ class MemoryBackend:
             self._receiver.deliver(publication)
 
     def _epoch(self) -> str:
-        return f"{self._instance}{next(self._epochs):x}"
+        return f"{self._instance}{self._generation:x}"
+
+    def _forget(self, topic: str) -> None:
+        if self._logs.pop(topic).position.offset:
+            self._generation += 1
 
     def _new(self, topic: str) -> _Log:
         log = self._logs[topic] = _Log(self._epoch())
@@ -95,7 +101,6 @@ class MemoryBackend:
         log.entries.append(publication)
         while len(log.entries) > keep.history:
             log.entries.popleft()
-        self._logs.move_to_end(publication.topic)
         self._sweep(now)
 
     def _sweep(self, now: float) -> None:
@@ -105,8 +110,8 @@ class MemoryBackend:
             if log.until <= now:
                 log.entries.clear()
             if log.forgotten <= now and topic not in self._watched:
-                del self._logs[topic]
-            elif log.until <= now:
+                self._forget(topic)
+            else:
                 self._logs.move_to_end(topic)
 
     async def watch(self, topic: str) -> None:
@@ -118,7 +123,7 @@ class MemoryBackend:
         self._watched.discard(topic)
         log = self._logs.get(topic)
         if log is not None and log.forgotten <= time.monotonic():
-            del self._logs[topic]
+            self._forget(topic)
 
     async def read(self, topic: str, since: Position | None, limit: int) -> Page:
         """See `Backend.read`."""
@@ -138,8 +143,9 @@ class MemoryBackend:
     async def enter(self, present: Present, lease: float) -> None:  # noqa: ARG002 - who is here dies with the process
         """See `Backend.enter`."""
         connections = self._present.setdefault(present.topic, {}).setdefault(present.key, {})
+        is_new = not connections
         connections[present.connection] = present.meta
-        if len(connections) == 1 and present.tells:
+        if is_new and present.tells:
             self._tell(presence_change(present.topic, {present.key: present.meta}, ()))
 
     async def leave(self, present: Present) -> None:

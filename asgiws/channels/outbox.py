@@ -81,13 +81,14 @@ class Outbox(collections.deque[Any]):
         size: How many bytes they have.
     """
 
-    __slots__ = ("_closing", "_scope", "_ws", "at_end", "eager", "frames", "size")
+    __slots__ = ("_closing", "_progress", "_scope", "_ws", "at_end", "eager", "frames", "size")
 
     def __init__(self, ws: Session, waiting: Iterable[Any] = ()) -> None:
         super().__init__(waiting)
         self._ws = ws
         self._scope: anyio.CancelScope | None = None
         self._closing = False
+        self._progress: anyio.Event | None = None
         self.at_end: list[Callable[[], None]] = []
         self.eager = not on_trio() and is_taskless(ws._server_send)
         self.frames = 0
@@ -161,6 +162,14 @@ class Outbox(collections.deque[Any]):
     def _left(self, frame: Frame) -> None:
         self.frames -= 1
         self.size -= frame.size
+        if self._progress is not None:
+            self._progress.set()
+
+    async def room_for(self, size: int, messages: int) -> None:
+        """Wait until there is room for so many bytes in so many messages, or nothing is sent any more."""
+        while self.frames and not self.fits(size, messages) and self._ws._phase is OPEN and not self._closing:
+            self._progress = anyio.Event()
+            await self._progress.wait()
 
     def proceed(self, frame: Frame) -> None:
         """Send a frame that has the turn, and those behind it, until one has to wait or another sender is the next."""
@@ -228,6 +237,8 @@ class Outbox(collections.deque[Any]):
         if not self._closing and self._ws._phase is OPEN:
             self._closing = True
             self.empty()
+            if self._progress is not None:
+                self._progress.set()
             spawn(functools.partial(end, self._ws, code, reason))
 
     def cut(self) -> None:
@@ -238,6 +249,8 @@ class Outbox(collections.deque[Any]):
     def release(self) -> None:
         """The connection has ended."""
         self.cut()
+        if self._progress is not None:
+            self._progress.set()
         for function in self.at_end:
             function()
 

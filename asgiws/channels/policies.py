@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import ChannelsError
+from .options import Member
 from .publication import Position, Publication
 
 Overflow = Literal["close", "drop_oldest", "drop_newest", "latest"]
@@ -76,14 +77,16 @@ class Joined(msgspec.Struct, frozen=True):
     """What a membership began with.
 
     Attributes:
-        position: Of the last publication before it.
+        position: Where to go on if the connection breaks now: of the last publication before what comes first.
         recovered: With `since`: whether everything after that was given; else None.
         reason: Why it was not: "epoch", "ahead", "expired", "trimmed" or "limit".
+        present: Who is present, where the topic tells of that: what is told later are changes of it.
     """
 
     position: Position
     recovered: bool | None = None
     reason: str | None = None
+    present: list[Member] | None = None
 
 
 def same(lost: Lost) -> Lost:

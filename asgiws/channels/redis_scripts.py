@@ -4,7 +4,7 @@ PUBLISH = """
 -- KEYS: the counter, the history, the channel.
 -- ARGV: the run of the server, a fresh epoch, the body, how many are kept, for how many ms, the counter for how many
 -- ms, PUBLISH or SPUBLISH.
-local counter = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run')
+local counter = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'keep')
 local epoch = counter[1]
 if counter[3] ~= ARGV[1] then
   -- The counter is new, or the server has started since: it may have lost the last publications, so their offsets must
@@ -16,9 +16,17 @@ if counter[3] ~= ARGV[1] then
 end
 local offset = redis.call('HINCRBY', KEYS[1], 'offset', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-if ARGV[4] ~= '0' then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[4], string.format('%d-0', offset), 'b', ARGV[3])
-  redis.call('PEXPIRE', KEYS[2], ARGV[5])
+local history, ttl = ARGV[4], ARGV[5]
+if history ~= '0' then
+  local keep = history .. ':' .. ttl
+  if counter[4] ~= keep then redis.call('HSET', KEYS[1], 'keep', keep) end
+elseif counter[4] then
+  -- Who publishes here keeps none, but others do: one that is left out would be a hole for them.
+  history, ttl = string.match(counter[4], '(%d+):(%d+)')
+end
+if history ~= '0' then
+  redis.call('XADD', KEYS[2], 'MAXLEN', '=', history, string.format('%d-0', offset), 'b', ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], ttl)
 end
 redis.call(ARGV[7], KEYS[3], epoch .. ':' .. string.format('%d', offset) .. ':' .. ARGV[3])
 return {epoch, offset}

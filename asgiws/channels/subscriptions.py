@@ -7,6 +7,7 @@ from typing import Any, Self
 import anyio
 
 from ..errors import ChannelsError, GapError, SlowSubscriberError
+from ..log import logger
 from .backend import Page
 from .policies import Joined, Lost, Policy
 from .publication import Position, Publication
@@ -103,8 +104,14 @@ class Subscription(AsyncIterator["Publication | Lost"]):
     def _put(self, publication: Publication) -> None:
         if self._failure is not None:
             return
-        if self._policy.latest is not None and self._replaced(publication, self._policy.latest.key_of):
-            return
+        if self._policy.latest is not None:
+            try:
+                if self._replaced(publication, self._policy.latest.key_of):
+                    return
+            except Exception:  # noqa: BLE001 - what the user's function raises is not the publisher's business
+                logger().exception("%r could not be given to a subscription", publication)
+                self._tally["error"] += 1
+                return
         if not self._fits(publication) and not self._make_room(publication):
             return
         self._queue.append(publication)

@@ -34,8 +34,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from asgiws import App, Cookie, Depends, HTMLResponse, HTTPException, Limits, Response, WebSocket
-from asgiws.channels import BrokerError, Channels, Member, TopicOptions
-from asgiws.channels.script import client_module
+from asgiws.channels import BrokerError, Channels, Member, TopicOptions, client_module
 from asgiws.security import SubprotocolToken
 
 UserName: TypeAlias = Annotated[str, Meta(max_length=24, pattern=r"^\S(.*\S)?\Z")]
