@@ -127,12 +127,12 @@ class Connections:
 
     def on_open(self, function: OpenHook) -> OpenHook:
         """Have a plain function called with each WebSocket that is accepted. It must not wait for anything."""
-        self._open_hooks.append(_checked_hook(function, "on_open"))
+        self._open_hooks.append(checked_hook(function, "on_open"))
         return function
 
     def on_close(self, function: CloseHook) -> CloseHook:
         """Have a plain function called with the `Summary` of each connection that has ended."""
-        self._close_hooks.append(_checked_hook(function, "on_close"))
+        self._close_hooks.append(checked_hook(function, "on_close"))
         return function
 
     # Come and go
@@ -318,7 +318,8 @@ def _retry_after(seconds: int) -> dict[str, str]:
     return {"retry-after": str(seconds)}
 
 
-def _checked_hook(function: Any, name: str) -> Any:
+def checked_hook(function: Any, name: str) -> Any:
+    """A hook, which must be a plain function; raises ConfigurationError."""
     import inspect  # noqa: PLC0415 - only needed where there is a hook
 
     if not callable(function) or inspect.iscoroutinefunction(function):

@@ -131,7 +131,7 @@ class Backend(Protocol):
         """
 
     async def present(self, topic: str) -> Mapping[str, bytes]:
-        """Who is present: the meta by key."""
+        """Who is present: by key the meta of that of its connections which came last."""
 
 
 def reason_against(since: Position, top: Position, kept: int, limit: int) -> str | None:

@@ -3,6 +3,7 @@
 # ruff: noqa: SLF001 - a membership is a part of the session
 import contextlib
 import functools
+import itertools
 from _thread import get_ident
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, overload
@@ -22,7 +23,8 @@ from .backend import Backend, Page, Present
 from .hub import Hub
 from .members import Membership
 from .memory import MemoryBackend
-from .options import Member, TopicOptions
+from .options import Member, TopicOptions, checked_number, checked_options
+from .outbox import Outbox
 from .policies import Joined, Notice, Overflow, Policy, latest, same
 from .publication import Position, Publication, checked_name, checked_topic, payload_of, size_of, user_topic
 from .subscriptions import Subscription
@@ -65,9 +67,12 @@ class Channels(Hub):
         lease: float = 30.0,
         prefix: str = "asgiws",
     ) -> None:
-        options = [*(topics or {}).items(), ("*", TopicOptions(history=history, ttl=ttl))]
+        options = [*checked_options(topics or {}), ("*", TopicOptions(history=history, ttl=ttl))]
+        checked_number("message_bytes", message_bytes, 1, whole=True)
+        checked_number("lease", lease, 0.001)
         super().__init__(_backend_of(backend, prefix), options, lease)
         self._message_bytes = message_bytes
+        self._memberships = itertools.count(1)
 
     are_of_app = True  # a parameter that asks for them is refused where the app has none
 
@@ -107,13 +112,14 @@ class Channels(Hub):
             TypeError: The message cannot be encoded.
         """
         self._check_open()
+        if get_ident() != self._thread:
+            raise ChannelsError("these channels belong to another thread: use publish_from_thread()")
         kind, data = payload_of(message)
         excluded = exclude.id if isinstance(exclude, Connection) else exclude
         if isinstance(topic, str):
             return await self._publish(Publication(checked_topic(topic), None, kind, data, key, excluded))
-        return [
-            await self._publish(Publication(one, None, kind, data, key, excluded)) for one in map(checked_topic, topic)
-        ]
+        topics = [checked_topic(one) for one in topic]
+        return [await self._publish(Publication(one, None, kind, data, key, excluded)) for one in topics]
 
     async def _publish(self, publication: Publication) -> Position:
         if publication.size > self._message_bytes:
@@ -208,6 +214,10 @@ class Channels(Hub):
             WebSocketDisconnect: The client has gone.
         """
         self._check_open()
+        _check_beginning(since, history, limit)
+        _check("transform", transform, callable(transform) or transform is None, "a function of a Publication, or None")
+        _check("lost", lost, callable(lost) or isinstance(lost, bool), "True, False or a function of a Lost")
+        _check("presence", presence, isinstance(presence, Member | None), "a Member, or None")
         if ws._phase is not OPEN:
             ws._refuse("join a topic")
         policy = Policy(overflow)
@@ -225,7 +235,7 @@ class Channels(Hub):
                 joined = msgspec.structs.replace(joined, present=await self.presence(topic))
             await member.outbox.room_for(sum(entry.size for entry in page.entries), len(page.entries) + 1)
             member.begin(page, joined, ahead=page.position != used.position)
-            async with self._presence_of(used, ws.id, presence):
+            async with self._presence_of(used, f"{ws.id}.{next(self._memberships)}", presence):
                 try:
                     yield joined
                 finally:  # before it is told that it has left
@@ -266,6 +276,9 @@ class Channels(Hub):
             GapError: In the loop: the topic has a history, publications are missing all the same, and `lost` is off.
         """
         self._check_open()
+        _check_beginning(since, history, limit)
+        checked_number("messages", messages, 1, whole=True)
+        checked_number("size", size, 1, whole=True)
         policy = Policy(overflow)
         used = await self._use(checked_topic(topic))
         other = Subscription(
@@ -359,21 +372,25 @@ class Channels(Hub):
             raise ChannelsError("only a WebSocket that an App serves can be tagged: nobody would tell of its end")
         if ws._phase is not OPEN:
             ws._refuse("tag it")
-        topic = await self._use(user_topic(key))
+        name = user_topic(key)
+        at_end = Outbox.of(ws).at_end
+        if name in at_end:
+            return at_end[name]
+        topic = await self._use(name)
         member = Membership(
-            ws, topic.name, self._dropped, policy=Policy("close"), transform=None, envelope=False, notice=None,
-            strict=False,
-        )  # fmt: skip
+            ws, name, self._dropped, policy=Policy("close"), transform=None, envelope=False, notice=None, strict=False
+        )
         topic.sockets[member] = None
         member.begin(Page(topic.position or _NOWHERE, []), Joined(topic.position or _NOWHERE))
 
         def untag() -> None:
             if topic.sockets.pop(member, self) is None:
+                at_end.pop(name, None)
                 self._release(topic)
 
-        if ws in ws.watch.open:
-            member.outbox.at_end.append(untag)
-        else:
+        if name not in at_end and ws in ws.watch.open:
+            at_end[name] = untag
+        else:  # it has ended meanwhile, or another task was quicker
             untag()
         return untag
 
@@ -387,12 +404,25 @@ class Channels(Hub):
             ChannelsError: The name cannot be a topic's, or the channels are not open.
         """
         self._check_open()
+        checked_number("limit", limit, 0, whole=True)
         return list((await self._backend.read(checked_topic(topic), None, limit)).entries)
 
     def members(self, topic: str) -> tuple[Any, ...]:
         """The sockets of this process that are members of a topic."""
         found = self._topics.get(checked_topic(topic))
         return () if found is None else tuple(member.ws for member in found.sockets)
+
+
+def _check_beginning(since: Any, history: Any, limit: Any) -> None:
+    _check("since", since, isinstance(since, Position | str | None), "a Position, its text, or None")
+    checked_number("history", history, 0, whole=True)
+    if limit is not None:
+        checked_number("limit", limit, 0, whole=True)
+
+
+def _check(name: str, value: Any, is_right: bool, allowed: str) -> None:
+    if not is_right:
+        raise ChannelsError(f"{name} is {allowed}, got {value!r}")
 
 
 def _before(page: Page) -> Position:

@@ -1,11 +1,12 @@
 """The topics of a process: watched while they have members, and kept without a hole."""
 
 import collections
+import contextlib
 import fnmatch
 import functools
 import random
 from _thread import get_ident
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import anyio
 from ..background import loop_token, spawn
 from ..errors import BrokerError, ChannelsError
 from ..log import logger
+from ..registry import checked_hook
 from .backend import Backend, Keep, Present
 from .options import ChannelsStatistics, TopicOptions
 from .publication import USER, Publication
@@ -42,6 +44,7 @@ class Hub:
         self._present: dict[Present, None] = {}
         self._hooks: list[Callable[[bool], Any]] = []
         self._opened = 0
+        self._changing: anyio.Event | None = None
         self._scope: anyio.CancelScope | None = None
         self._token: Any = None
         self._thread: int | None = None
@@ -57,6 +60,8 @@ class Hub:
         return next(options for pattern, options in self._options if fnmatch.fnmatchcase(topic, pattern))
 
     def _keep(self, topic: str) -> Keep:
+        if topic.startswith(USER):
+            return Keep(0, 1)
         options = self._options_of(topic)
         return Keep(options.history, options.ttl)
 
@@ -70,14 +75,27 @@ class Hub:
         """
         if self._opened and self._thread != get_ident():
             raise ChannelsError("these channels are open in another thread: each event loop needs its own")
+        while self._changing is not None:
+            await self._changing.wait()
         if not self._opened:
-            await self._backend.open(self)
-            self._token, self._thread = loop_token(), get_ident()
-            self._healthy = True
-            self._scope = anyio.CancelScope()
-            spawn(functools.partial(self._renew, self._scope))
+            with self._change():
+                await self._backend.open(self)
+                self._token, self._thread = loop_token(), get_ident()
+                self._healthy = True
+                self._scope = anyio.CancelScope()
+                spawn(functools.partial(self._renew, self._scope))
         self._opened += 1
         return self
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Have those wait who want to open them, until they are opened or closed."""
+        changing = self._changing = anyio.Event()
+        try:
+            yield
+        finally:
+            self._changing = None
+            changing.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -89,7 +107,11 @@ class Hub:
                 self._scope.cancel()
             self._token = self._thread = None
             self._healthy = False
-            with anyio.CancelScope(shield=True):
+            topics, self._topics = self._topics, {}
+            for topic in topics.values():
+                for other in topic.others:
+                    other.closed()
+            with self._change(), anyio.CancelScope(shield=True):
                 await self._backend.close()
 
     def _check_open(self) -> None:
@@ -130,10 +152,9 @@ class Hub:
 
     def _release(self, topic: Topic) -> None:
         topic.users -= 1
-        if not topic.users:
+        if not topic.users and self._topics.get(topic.name) is topic:
             del self._topics[topic.name]
-            if self._opened:
-                self._backend.unwatch(topic.name)
+            self._backend.unwatch(topic.name)
 
     def _new_topic(self, name: str) -> Topic:
         options = self._options_of(name)
@@ -143,7 +164,7 @@ class Hub:
 
     async def _until_ready(self, topic: Topic) -> None:
         """Wait until a topic is watched and its position is known."""
-        while topic.position is None:
+        while not topic.ready:
             event = self._ready.get(topic.name)
             if event is not None:  # somebody else sees to it
                 await event.wait()
@@ -153,6 +174,10 @@ class Hub:
                 await self._backend.watch(topic.name)
                 while topic.catch_up(await self._backend.read(topic.name, topic.position, 0)):
                     """What has come meanwhile does not fit to what was read."""
+                topic.ready = True
+            except BaseException:
+                topic.begin_anew()
+                raise
             finally:
                 if self._ready.get(topic.name) is event:
                     del self._ready[topic.name]
@@ -196,7 +221,7 @@ class Hub:
 
     def _look_after(self, topics: Iterable[Topic]) -> None:
         """Read on in topics of which something may be missing."""
-        self._read_on([topic for topic in topics if topic.position is not None and topic.hold()])
+        self._read_on([topic for topic in topics if topic.hold() and topic.ready])
 
     def _read_on(self, topics: Iterable[Topic]) -> None:
         topics = list(topics)
@@ -204,19 +229,26 @@ class Hub:
             spawn(functools.partial(self._catch_up, topics))
 
     async def _catch_up(self, topics: Iterable[Topic]) -> None:
-        for topic in topics:
-            pause = RETRY_LEAST
-            while self._topics.get(topic.name) is topic and self._opened:
-                try:
-                    page = await self._backend.read(topic.name, topic.position, max(topic.keep.history, 1))
-                    if not topic.catch_up(page):
-                        break
-                except BrokerError as error:
-                    logger().debug("the history of %r could not be read: %s", topic.name, error)
-                except Exception:  # noqa: BLE001 - nobody waits for this task
-                    logger().exception("the history of %r could not be read", topic.name)
+        """Read the history of topics, and again where it has to be, until all of them go on."""
+        waiting = list(topics)
+        pause = RETRY_LEAST
+        while waiting:
+            waiting = [topic for topic in waiting if not await self._has_caught_up(topic)]
+            if waiting:
                 await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, RETRY_MOST)
+
+    async def _has_caught_up(self, topic: Topic) -> bool:
+        if self._topics.get(topic.name) is not topic:
+            return True
+        try:
+            page = await self._backend.read(topic.name, topic.position, max(topic.keep.history, 1))
+            return not topic.catch_up(page)
+        except ChannelsError as error:
+            logger().debug("the history of %r could not be read: %s", topic.name, error)
+        except Exception:  # noqa: BLE001 - nobody waits for this task
+            logger().exception("the history of %r could not be read", topic.name)
+        return False
 
     # Seen from outside
 
@@ -227,7 +259,7 @@ class Hub:
 
     def on_health(self, function: Callable[[bool], Any]) -> Callable[[bool], Any]:
         """Have a plain function called with False when the broker has gone, and with True when it is back."""
-        self._hooks.append(function)
+        self._hooks.append(checked_hook(function, "on_health"))
         return function
 
     def statistics(self) -> ChannelsStatistics:

@@ -161,7 +161,7 @@ class Membership:
         self.outbox.close(order["code"], order["reason"])
 
     def _send_text(self, text: str) -> None:
-        self.outbox.send(self, "text", text, size_of(text))
+        self.outbox.send(self, "text", text, size_of(text), always=True)
 
     # When publications are missing
 
@@ -173,7 +173,7 @@ class Membership:
         self._tally[reason] += count or 1
         if self._notice is not None:
             kind, data = self._notice_of(count, reason)
-            self.outbox.send(self, kind, data, size_of(data))
+            self.outbox.send(self, kind, data, size_of(data), always=True)
         elif self._strict:
             self.outbox.close(1013, "messages were lost, connect again")
 
@@ -183,7 +183,14 @@ class Membership:
 
     def _notice_of(self, count: int | None, reason: str) -> tuple[str, Any]:
         notice = self._notice or same
-        kind, data = payload_of(notice(Lost(self._topic, count, reason)))
+        lost = Lost(self._topic, count, reason)
+        try:
+            kind, data = payload_of(notice(lost))
+        except Exception:  # noqa: BLE001 - it is the user's function
+            logger().exception("%r: the notice of %r could not be made", self, lost)
+            self._tally["error"] += 1
+            self.outbox.close(1011, "internal error")
+            kind, data = payload_of(same(lost))
         return sent_as(kind), data
 
     def make_room(self, frame: Frame) -> None:
@@ -206,6 +213,9 @@ class Membership:
         for one in self.outbox.of_owner(self):
             if one.key == frame.key and not one.missing:
                 self._tally["latest"] += 1
+                if not self.outbox.fits(frame.size - one.size, 0):
+                    self.outbox.drop(one)
+                    return False
                 self.outbox.swap(one, frame.kind, frame.data, frame.size)
                 return True
         return False

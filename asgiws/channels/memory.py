@@ -42,7 +42,9 @@ class MemoryBackend:
         self._instance, self._unkept = secrets.token_hex(8), secrets.token_hex(8)
         self._generation = 0  # moves on whenever a counter is forgotten: what none has given may be given again
         self._short_lived = itertools.count(1)
-        self._logs: collections.OrderedDict[str, _Log] = collections.OrderedDict()  # the first was not looked at for the longest time
+        self._logs: collections.OrderedDict[str, _Log] = (
+            collections.OrderedDict()
+        )  # the first was not looked at for the longest time
         self._watched: set[str] = set()
         self._present: dict[str, dict[str, dict[str, bytes]]] = {}
         self._receiver: Receiver | None = None
@@ -55,6 +57,7 @@ class MemoryBackend:
         """Forget everything."""
         self._receiver = None
         self._logs.clear()
+        self._generation += 1
         self._watched.clear()
         self._present.clear()
 
@@ -135,7 +138,7 @@ class MemoryBackend:
         if log.until <= time.monotonic():
             log.entries.clear()
         if since is None:
-            return Page(log.position, list(log.entries)[-limit:] if limit else [])
+            return Page(log.position, list(log.entries)[-limit:] if limit > 0 else [])
         reason = reason_against(since, log.position, len(log.entries), limit)
         missed = log.position.offset - since.offset
         return Page(log.position, list(log.entries)[-missed:] if not reason and missed else [], reason)

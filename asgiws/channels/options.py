@@ -7,6 +7,9 @@ import msgspec
 
 from ..errors import ChannelsError
 
+MOST = 1e9
+"""What is no number of seconds, bytes or messages any more."""
+
 
 class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How topics are kept.
@@ -25,10 +28,8 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
     presence: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.history, int) or isinstance(self.history, bool) or self.history < 0:
-            raise ChannelsError(f"history is a whole number of publications of at least 0, got {self.history!r}")
-        if not isinstance(self.ttl, int | float) or isinstance(self.ttl, bool) or not 0 < self.ttl < 1e9:  # noqa: PLR2004
-            raise ChannelsError(f"ttl is a number of seconds above 0, got {self.ttl!r}")
+        checked_number("history", self.history, 0, whole=True)
+        checked_number("ttl", self.ttl, 0.001)
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -64,3 +65,22 @@ class ChannelsStatistics(msgspec.Struct, frozen=True):
     dropped: Mapping[str, int]
     breaks: int
     healthy: bool
+
+
+def checked_number(name: str, value: Any, least: float, *, whole: bool = False) -> None:
+    """Refuse what is no number of at least so much; raises ChannelsError."""
+    kind: Any = int if whole else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < MOST:
+        raise ChannelsError(f"{name} is a {'whole ' if whole else ''}number of at least {least}, got {value!r}")
+
+
+def checked_options(topics: Any) -> list[tuple[str, TopicOptions]]:
+    """Options by pattern; raises ChannelsError."""
+    if not isinstance(topics, Mapping):
+        raise ChannelsError(
+            f"topics are options by pattern, such as {{'room:*': TopicOptions(history=100)}}, got {topics!r}"
+        )
+    for pattern, options in topics.items():
+        if not isinstance(pattern, str) or not isinstance(options, TopicOptions):
+            raise ChannelsError(f"topics[{pattern!r}] is a TopicOptions by a pattern, got {options!r}")
+    return list(topics.items())

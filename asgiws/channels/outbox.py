@@ -75,7 +75,7 @@ class Outbox(collections.deque[Any]):
         waiting: Who waits already.
 
     Attributes:
-        at_end: Called when the connection has ended.
+        at_end: Functions that are called when the connection has ended, by what they are for.
         eager: Publishers take the first step of a send.
         frames: How many frames wait.
         size: How many bytes they have.
@@ -89,7 +89,7 @@ class Outbox(collections.deque[Any]):
         self._scope: anyio.CancelScope | None = None
         self._closing = False
         self._progress: anyio.Event | None = None
-        self.at_end: list[Callable[[], None]] = []
+        self.at_end: dict[Any, Callable[[], None]] = {}
         self.eager = not on_trio() and is_taskless(ws._server_send)
         self.frames = 0
         self.size = 0
@@ -102,11 +102,24 @@ class Outbox(collections.deque[Any]):
             line = ws._queue = cls(ws, line or ())
         return line
 
-    def send(self, owner: Any, kind: str, data: Any, size: int, key: Any = None) -> bool:
-        """Send a message, or put it in the line; whether it went out at once."""
+    def send(self, owner: Any, kind: str, data: Any, size: int, key: Any = None, *, always: bool = False) -> bool:
+        """Send a message, or put it in the line; whether it went out at once.
+
+        Args:
+            owner: As `Frame` has it.
+            kind: Same.
+            data: Same.
+            size: Same.
+            key: Same.
+            always: Put it in the line though there be no room.
+        """
         ws = self._ws
         if ws._sending or not self.eager:
-            self._stand_in_line(Frame(self, owner, kind, data, size, key))
+            frame = Frame(self, owner, kind, data, size, key)
+            if always:
+                self.put(frame)
+            else:
+                self._stand_in_line(frame)
             return False
         sending: Any = ws._send({"type": "websocket.send", kind: data})
         try:
@@ -116,8 +129,7 @@ class Outbox(collections.deque[Any]):
         except Exception as error:  # noqa: BLE001 - the handler is told of the end of its connection, not a publisher
             self._failed(error)
             return True
-        ws._sending = True
-        spawn(functools.partial(self._carry, functools.partial(_resumed, sending, yielded)))
+        self._carry_on(functools.partial(_resumed, sending, yielded))
         return True
 
     def _stand_in_line(self, frame: Frame) -> None:
@@ -189,21 +201,26 @@ class Outbox(collections.deque[Any]):
             except Exception as error:  # noqa: BLE001 - see `send`
                 self._failed(error)
             else:
-                ws._sending = True
-                spawn(functools.partial(self._carry, functools.partial(_resumed, sending, yielded)))
+                self._carry_on(functools.partial(_resumed, sending, yielded))
                 return
             if not self or self[0].__class__ is not Frame:
                 ws._pass_turn()
                 return
             frame = self.popleft()
         self._left(frame)
-        spawn(functools.partial(self._carry, functools.partial(ws._send, frame.event())))
+        event = frame.event()
+        self._carry_on(lambda: ws._send(event))  # the socket may have ended by then
 
-    async def _carry(self, sending: Callable[[], Any]) -> None:
+    def _carry_on(self, sending: Callable[[], Any]) -> None:
+        self._ws._sending = True
+        self._scope = anyio.CancelScope()  # it may be cut before the task has started
+        spawn(functools.partial(self._carry, self._scope, sending))
+
+    async def _carry(self, scope: anyio.CancelScope, sending: Callable[[], Any]) -> None:
         """Send, or go on with it, and send the frames behind it; has the turn."""
         ws = self._ws
         try:
-            with anyio.CancelScope() as self._scope:
+            with scope:
                 await sending()
                 while self and self[0].__class__ is Frame:
                     frame = self.popleft()
@@ -226,6 +243,7 @@ class Outbox(collections.deque[Any]):
                 raise error  # noqa: TRY301 - somebody's bug
         except Exception:  # noqa: BLE001 - it must not touch the publisher
             logger().exception("connection %s: a publication could not be sent", self._ws.id)
+            self.close(1011, "internal error")
 
     def empty(self) -> None:
         """Drop all frames that wait."""
@@ -236,6 +254,7 @@ class Outbox(collections.deque[Any]):
         """Close the connection without sending what waits."""
         if not self._closing and self._ws._phase is OPEN:
             self._closing = True
+            self.eager = False  # nothing overtakes the close
             self.empty()
             if self._progress is not None:
                 self._progress.set()
@@ -251,7 +270,7 @@ class Outbox(collections.deque[Any]):
         self.cut()
         if self._progress is not None:
             self._progress.set()
-        for function in self.at_end:
+        for function in list(self.at_end.values()):
             function()
 
 
@@ -276,9 +295,15 @@ def is_taskless(send: Any) -> bool:
     while True:
         if isinstance(send, functools.partial):
             send = send.func
-        elif hasattr(send, "inner"):  # a wrapper of asgiws
+        elif hasattr(send, "inner") and _module_of(send).startswith("asgiws."):
             send = send.inner
         else:
             break
-    module = str(getattr(getattr(send, "__func__", send), "__module__", None) or type(send).__module__)
+    module = _module_of(send)
     return any(module == one or module.startswith(f"{one}.") for one in TASKLESS)
+
+
+def _module_of(send: Any) -> str:
+    """Where its code stands; `functools.wraps` makes `__module__` tell another one."""
+    names = getattr(getattr(send, "__func__", send), "__globals__", None)
+    return str(names["__name__"] if names is not None else type(send).__module__)

@@ -26,7 +26,8 @@ class latest:  # noqa: N801 - it reads as a word: overflow=latest(...)
 
     def key_of(self, publication: Publication) -> Any:
         """The key; the whole topic has one, if none was given."""
-        return publication.key or "" if self._key is None else self._key(publication.message)
+        key = publication.key if self._key is None else self._key(publication.message)
+        return "" if key is None else key
 
 
 class Lost(msgspec.Struct, frozen=True, tag="lost"):

@@ -286,7 +286,12 @@ class RedisBackend:
         key = self._presence_keys(topic)[2]
         metas = await self._all.ask(key, lambda server: server.call("HGETALL", key))
         pairs = metas.items() if isinstance(metas, dict) else zip(metas[::2], metas[1::2], strict=True)
-        return {key.decode(): meta for key, meta in pairs}
+        found: dict[str, tuple[int, bytes]] = {}
+        for lease, value in pairs:
+            key = lease.partition(b":")[2].decode(errors="replace")
+            number, _, meta = value.partition(b":")
+            found[key] = max(found.get(key, (0, b"")), (int(number) if number.isdigit() else 0, meta))
+        return {key: meta for key, (_, meta) in found.items()}
 
 
 def _read_body(topic: str, position: Position | None, data: bytes) -> Publication:

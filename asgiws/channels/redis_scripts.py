@@ -33,7 +33,7 @@ return {epoch, offset}
 """
 
 PRESENCE = """
--- KEYS: the leases ("connection:key" by the time of their end), the connections by key, the metas by key, the channel.
+-- KEYS: the leases ("connection:key" by when they end), the connections by key, the metas by lease, the channel.
 -- ARGV: enter, leave or renew; the lease in ms; PUBLISH or SPUBLISH, or '' to tell nobody; then "connection:key", and
 -- behind each the meta if it is to enter.
 local time = redis.call('TIME')
@@ -46,10 +46,10 @@ end
 
 local function drop(lease)
   if redis.call('ZREM', KEYS[1], lease) == 0 then return end
+  redis.call('HDEL', KEYS[3], lease)
   local key = key_of(lease)
   if redis.call('HINCRBY', KEYS[2], key, -1) <= 0 then
     redis.call('HDEL', KEYS[2], key)
-    redis.call('HDEL', KEYS[3], key)
     left[#left + 1] = key
   end
 end
@@ -64,7 +64,8 @@ if ARGV[1] == 'enter' then
       joined[#joined + 1] = key
       joined[#joined + 1] = ARGV[at + 1]
     end
-    redis.call('HSET', KEYS[3], key, ARGV[at + 1])
+    -- With a number, so that the meta that came last is known; no member has the key ''.
+    redis.call('HSET', KEYS[3], ARGV[at], redis.call('HINCRBY', KEYS[2], '', 1) .. ':' .. ARGV[at + 1])
   end
 elseif ARGV[1] == 'renew' then
   for at = 4, #ARGV do
@@ -77,6 +78,7 @@ elseif ARGV[1] == 'renew' then
 else
   for at = 4, #ARGV do drop(ARGV[at]) end
 end
+if redis.call('ZCARD', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
 for at = 1, 3 do redis.call('PEXPIRE', KEYS[at], ARGV[2] * 2) end
 if ARGV[3] ~= '' and #joined + #left > 0 then
   redis.call(ARGV[3], KEYS[4], '::P' .. cmsgpack.pack({joined, left}))

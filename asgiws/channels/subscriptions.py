@@ -104,7 +104,7 @@ class Subscription(AsyncIterator["Publication | Lost"]):
     def _put(self, publication: Publication) -> None:
         if self._failure is not None:
             return
-        if self._policy.latest is not None:
+        if self._policy.latest is not None and publication.kind != "presence":
             try:
                 if self._replaced(publication, self._policy.latest.key_of):
                     return
@@ -124,7 +124,7 @@ class Subscription(AsyncIterator["Publication | Lost"]):
     def _replaced(self, publication: Publication, key_of: Callable[[Publication], Any]) -> bool:
         key = key_of(publication)
         for at, one in enumerate(self._queue):
-            if isinstance(one, Publication) and key_of(one) == key:
+            if isinstance(one, Publication) and one.kind != "presence" and key_of(one) == key:
                 self._bytes += publication.size - one.size
                 self._queue[at] = publication
                 self._tally["latest"] += 1
@@ -141,16 +141,16 @@ class Subscription(AsyncIterator["Publication | Lost"]):
             self._tally["overflow"] += 1
             self._add_loss(self._queue, 1, last=True)
             return False
-        dropped = 0
+        dropped = told = 0
         while self._queue and not self._fits(publication):
             oldest = self._queue.popleft()
             if isinstance(oldest, Publication):
                 self._bytes -= oldest.size
                 dropped += 1
             elif oldest.count is not None:
-                dropped += oldest.count
+                told += oldest.count
         self._tally["overflow"] += dropped
-        self._add_loss(self._queue, dropped, last=False)
+        self._add_loss(self._queue, dropped + told, last=False)
         return True
 
     def _add_loss(self, queue: "collections.deque[Publication | Lost]", count: int, *, last: bool) -> None:
@@ -164,6 +164,10 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         else:
             queue.appendleft(lost)
         self._wake()
+
+    def closed(self) -> None:
+        """The channels were closed."""
+        self._end(ChannelsError("these channels were closed"))
 
     def _too_slow(self) -> ChannelsError:
         return SlowSubscriberError(f"the subscription to {self._topic!r} has read too slowly")
@@ -186,12 +190,18 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         Raises:
             SlowSubscriberError: More was waiting than it may hold, and `overflow` is "close".
             GapError: Publications are missing that the history should have kept, and no `Lost` is asked for.
+            ChannelsError: The channels were closed, or another task is reading.
         """
+        if self._arrival is not None:
+            raise ChannelsError(f"another task is reading the subscription to {self._topic!r}")
         while not self._queue:
             if self._failure is not None:
                 raise self._failure
             self._arrival = anyio.Event()
-            await self._arrival.wait()
+            try:
+                await self._arrival.wait()
+            finally:
+                self._arrival = None
         one = self._queue.popleft()
         if isinstance(one, Publication):
             self._bytes -= one.size

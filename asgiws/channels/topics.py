@@ -25,6 +25,13 @@ class Listener(Protocol):
         """So many publications are missing before the next one."""
 
 
+class Follower(Listener, Protocol):
+    """A member of a topic that is no socket."""
+
+    def closed(self) -> None:
+        """The channels were closed."""
+
+
 class Topic:
     """A topic with members in this process.
 
@@ -41,21 +48,28 @@ class Topic:
         held: What is held back; None unless the history is being read.
         crowded: Whether the last publication had to wait at some socket.
         holes: How many publications are known to be missing.
+        ready: Whether it is watched and was read once.
     """
 
-    __slots__ = ("crowded", "held", "holes", "keep", "name", "others", "position", "sockets", "tells_presence", "users")
+    __slots__ = (
+        "_again", "_doubted", "crowded", "held", "holes", "keep", "name", "others", "position", "ready", "sockets",
+        "tells_presence", "users",
+    )  # fmt: skip
 
     def __init__(self, name: str, keep: Keep, *, tells_presence: bool) -> None:
         self.name = name
         self.keep = keep
         self.tells_presence = tells_presence
         self.sockets: dict[Membership, None] = {}
-        self.others: dict[Listener, None] = {}
+        self.others: dict[Follower, None] = {}
         self.users = 0
         self.position: Position | None = None
         self.held: list[Publication] | None = []
         self.crowded = False
         self.holes = 0
+        self.ready = False
+        self._again = False
+        self._doubted = False
 
     @property
     def members(self) -> Iterable[Listener]:
@@ -79,6 +93,7 @@ class Topic:
                     self._give(publication)
                     return False
             self.held = [publication]
+            self._doubted = True
             return True
         self._give(publication)
         return False
@@ -103,31 +118,44 @@ class Topic:
             other.take(publication)
 
     def hold(self) -> bool:
-        """Hold back what comes, to read the history; False if it is being read already."""
+        """Hold back what comes, to read the history; False if it is being read already, which is then done again."""
         if self.held is not None:
+            self._again = True
             return False
         self.held = []
         return True
+
+    def begin_anew(self) -> None:
+        """Know nothing: it could not be read for the first time."""
+        self.position, self.held, self._doubted, self._again = None, [], False, False
 
     def catch_up(self, page: Page) -> bool:
         """Go on after the history was read; whether it has to be read again."""
         before = self.position
         if before is not None and page.reason is not None:
             known = page.position.epoch == before.epoch and page.position.offset > before.offset
-            self._tell_of_hole(page.position.offset - before.offset if known else None, page.reason)
+            reason = page.reason if self.keep.history or page.reason == "epoch" else "gap"
+            self._tell_of_hole(page.position.offset - before.offset if known else None, reason)
         if before is not None and page.reason is None:
             for entry in page.entries:
                 self._give(entry)
         if before is None or page.reason is not None or page.position.offset > before.offset:
             self.position = page.position
         held, self.held = self.held or [], None
+        if self._doubted and held and _epoch_of(held[0]) not in (None, page.position.epoch):
+            del held[0]  # it came before the history was read: its epoch is over
+        again, self._doubted, self._again = self._again, False, False
         for at, publication in enumerate(held):
             if self.deliver(publication):
                 self.held = [publication, *held[at + 1 :]]
                 return True
-        return False
+        return again and self.hold()
 
     def _tell_of_hole(self, count: int | None, reason: str) -> None:
         self.holes += count or 1
         for member in self.members:
             member.missed(count, reason)
+
+
+def _epoch_of(publication: Publication) -> str | None:
+    return None if publication.position is None else publication.position.epoch
