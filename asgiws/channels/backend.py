@@ -16,7 +16,7 @@ The rules:
 - A payload that cannot be read is left out, logged and counted, never raised.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -62,6 +62,9 @@ class Receiver(Protocol):
 
     def spoilt(self) -> None:
         """Something came that could not be read, and was left out."""
+
+    def moved(self, topic: str) -> None:
+        """A topic is watched in another place: what came meanwhile may be missing."""
 
     def mended(self) -> None:
         """The broker is back, and all watched topics are watched again; what came meanwhile may be missing."""
@@ -124,14 +127,19 @@ class Backend(Protocol):
     async def leave(self, present: Present) -> None:
         """Note that a connection has gone. The last one of its key is told with `departure`."""
 
-    async def renew(self, present: Sequence[Present], lease: float) -> None:
+    async def renew(self, present: Collection[Present], lease: float) -> None:
         """Note that connections are still present, for so many seconds from now; forgotten ones are entered again.
+
+        Those that leave meanwhile are taken out of the collection.
 
         It also forgets whose time is up in the same topics, and tells of it.
         """
 
     async def present(self, topic: str) -> Mapping[str, bytes]:
-        """Who is present: by key the meta of that of its connections which came last."""
+        """Who is present: by key the meta of that of its connections which came last.
+
+        It forgets whose time is up, and tells of it.
+        """
 
 
 def reason_against(since: Position, top: Position, kept: int, limit: int) -> str | None:

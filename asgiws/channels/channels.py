@@ -26,7 +26,7 @@ from .memory import MemoryBackend
 from .options import Member, TopicOptions, checked_number, checked_options
 from .outbox import Outbox
 from .policies import Joined, Notice, Overflow, Policy, latest, same
-from .publication import Position, Publication, checked_name, checked_topic, payload_of, size_of, user_topic
+from .publication import Order, Position, Publication, checked_name, checked_topic, payload_of, size_of, user_topic
 from .subscriptions import Subscription
 from .topics import Topic
 
@@ -116,6 +116,9 @@ class Channels(Hub):
             raise ChannelsError("these channels belong to another thread: use publish_from_thread()")
         kind, data = payload_of(message)
         excluded = exclude.id if isinstance(exclude, Connection) else exclude
+        if key is not None or excluded is not None:
+            _check("key", key, isinstance(key, str | None), "a str, or None")
+            _check("exclude", exclude, isinstance(excluded, str | None), "a WebSocket or its id")
         if isinstance(topic, str):
             return await self._publish(Publication(checked_topic(topic), None, kind, data, key, excluded))
         topics = [checked_topic(one) for one in topic]
@@ -164,7 +167,7 @@ class Channels(Hub):
         problem = check_code(code)
         if problem:
             raise ProtocolError(problem)
-        order = encode({"code": int(code), "reason": cut_reason(reason)}).decode()
+        order = encode(Order(int(code), cut_reason(reason))).decode()
         await self._publish(Publication(user_topic(key), None, "close", order))
 
     # Being told
@@ -448,7 +451,8 @@ def _backend_of(backend: Any, prefix: str) -> Backend:
             found: Backend = backend
             return found
         raise ChannelsError(f"Channels takes a URL or a backend, got {backend!r}")
-    if backend.partition(":")[0] in ("redis", "rediss", "unix", "valkey", "valkeys", "redis+sentinel", "redis+cluster"):
+    scheme, _, kind = backend.partition(":")[0].partition("+")
+    if scheme in ("redis", "rediss", "unix", "valkey", "valkeys") and kind in ("", "sentinel", "cluster"):
         from .redis import RedisBackend  # noqa: PLC0415 - an extra
 
         return RedisBackend(backend, prefix=prefix)

@@ -16,13 +16,17 @@ from ..background import loop_token, spawn
 from ..errors import BrokerError, ChannelsError
 from ..log import logger
 from ..registry import checked_hook
-from .backend import Backend, Keep, Present
+from .backend import Backend, Keep, Page, Present
 from .options import ChannelsStatistics, TopicOptions
 from .publication import USER, Publication
 from .topics import Topic
 
 RETRY_LEAST, RETRY_MOST = 0.05, 5.0
 """Seconds to wait before a history is read again that could not be read."""
+
+
+COUNTERS_EVERY = 900.0
+"""Seconds after which also topics without a history are read: who asks for the counter of a topic keeps it alive."""
 
 
 class Hub:
@@ -52,6 +56,7 @@ class Hub:
         self._published = self._delivered = self._breaks = 0
         self._healthy = False
         self._crowded = False
+        self._next_for_all = 0.0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self._topics)} topics, {'open' if self._opened else 'closed'}>"
@@ -127,13 +132,25 @@ class Hub:
                 await anyio.sleep(self._lease / 3 * random.uniform(0.8, 1.0))  # noqa: S311 - so that not all do it at once
                 try:
                     if self._present:
-                        await self._backend.renew(list(self._present), self._lease)
+                        await self._backend.renew(self._present, self._lease)
                     if self._backend.shared:
-                        self._look_after(topic for topic in self._topics.values() if topic.keep.history)
+                        await self._look_over()
                 except BrokerError as error:
                     logger().debug("leases could not be renewed: %s", error)
                 except Exception:  # noqa: BLE001 - nobody waits for this task
                     logger().exception("leases could not be renewed")
+
+    async def _look_over(self) -> None:
+        """Look for what nobody tells: the last publication that was lost, and who has died with a process."""
+        entered = {one.topic for one in self._present}
+        for topic in list(self._topics.values()):
+            if topic.tells_presence and topic.name not in entered:
+                await self._backend.present(topic.name)
+        now = anyio.current_time()
+        is_time_for_all = now >= self._next_for_all
+        if is_time_for_all:
+            self._next_for_all = now + COUNTERS_EVERY
+        self._look_after([one for one in self._topics.values() if one.keep.history or is_time_for_all])
 
     # Topics
 
@@ -205,6 +222,12 @@ class Hub:
         """See `Receiver.spoilt`."""
         self._dropped["spoilt"] += 1
 
+    def moved(self, topic: str) -> None:
+        """See `Receiver.moved`."""
+        found = self._topics.get(topic)
+        if found is not None:
+            self._look_after([found])
+
     def mended(self) -> None:
         """See `Receiver.mended`."""
         self._set_healthy(healthy=True)
@@ -243,6 +266,9 @@ class Hub:
             return True
         try:
             page = await self._backend.read(topic.name, topic.position, max(topic.keep.history, 1))
+            if page.reason is not None and topic.keep.history:  # there is a hole, and then what is still kept
+                rest = await self._backend.read(topic.name, None, topic.keep.history)
+                page = Page(rest.position, rest.entries, page.reason)
             return not topic.catch_up(page)
         except ChannelsError as error:
             logger().debug("the history of %r could not be read: %s", topic.name, error)

@@ -4,13 +4,15 @@ import collections
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ..log import logger
 from ..messages import encode
 from ..session import Session
 from .backend import Page, sent_as
 from .outbox import Frame, Outbox
 from .policies import Joined, Lost, Notice, Policy, same
-from .publication import Position, Publication, envelope_of, payload_of, size_of
+from .publication import Order, Position, Publication, envelope_of, payload_of, size_of
 
 
 class Membership:
@@ -157,8 +159,8 @@ class Membership:
         return sent_as(kind), data, publication.size
 
     def _close(self, publication: Publication) -> None:
-        order = publication.message
-        self.outbox.close(order["code"], order["reason"])
+        order = msgspec.convert(publication.message, Order)
+        self.outbox.close(order.code, order.reason)
 
     def _send_text(self, text: str) -> None:
         self.outbox.send(self, "text", text, size_of(text), always=True)

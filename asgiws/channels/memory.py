@@ -4,7 +4,7 @@ import collections
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from ..errors import ChannelsError
 from .backend import Keep, Page, Present, Receiver, presence_change, reason_against
@@ -164,7 +164,7 @@ class MemoryBackend:
         if present.tells:
             self._tell(presence_change(present.topic, {}, [present.key]))
 
-    async def renew(self, present: Sequence[Present], lease: float) -> None:
+    async def renew(self, present: Collection[Present], lease: float) -> None:
         """See `Backend.renew`: there is no lease to renew."""
 
     async def present(self, topic: str) -> Mapping[str, bytes]:

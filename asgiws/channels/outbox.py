@@ -115,6 +115,8 @@ class Outbox(collections.deque[Any]):
         """
         ws = self._ws
         if ws._sending or not self.eager:
+            if self._closing:
+                return True
             frame = Frame(self, owner, kind, data, size, key)
             if always:
                 self.put(frame)

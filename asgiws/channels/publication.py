@@ -43,6 +43,18 @@ class Position(msgspec.Struct, frozen=True):
         return cls(epoch, int(offset)) if offset.isascii() and offset.isdigit() and len(offset) < 20 else cls("", 0)  # noqa: PLR2004
 
 
+class Order(msgspec.Struct):
+    """The order to close all connections of a user.
+
+    Attributes:
+        code: The close code.
+        reason: The reason.
+    """
+
+    code: int
+    reason: str
+
+
 class Publication:
     """One message in a topic.
 

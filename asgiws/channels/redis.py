@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from ..background import on_trio
 from ..errors import BrokerError, ChannelsError
 from ..log import logger
 from .backend import Keep, Page, Present, Receiver, presence_change, reason_against
-from .publication import Kind, Position, Publication
+from .publication import USER, Kind, Order, Position, Publication
 from .redis_link import plain_url, sentinel, single
 from .redis_scripts import PRESENCE, PUBLISH
 from .redis_servers import RETRY_LEAST, RUN, Cluster, Servers, parts
@@ -78,6 +78,7 @@ class RedisBackend:
         if on_trio():
             raise ChannelsError("channels on Redis need asyncio, since redis-py does: this program runs on trio")
         self._receiver = receiver
+        self._down = 0
         servers = Cluster(self._url, self) if self._kind == "cluster" else Servers(self._connect, self)
         await servers.open()
         self._servers = servers
@@ -133,12 +134,12 @@ class RedisBackend:
             try:
                 await self.look_around()
                 await self.watch(topic)
+                if self._receiver is not None:
+                    self._receiver.moved(topic)
             except BrokerError as error:
                 logger().debug("channels: %r has moved, and could not be watched: %s", topic, error)
                 self._moved.add(topic)
                 await asyncio.sleep(RETRY_LEAST)
-        if self._receiver is not None and not self._down:
-            self._receiver.mended()
 
     def came(self, topic: str, envelope: bytes) -> None:
         """A message has come for a topic."""
@@ -159,7 +160,10 @@ class RedisBackend:
             logger().warning("channels: a message for %r could not be read, and is left out: %s", topic, error)
             self._receiver.spoilt()
             return
-        self._receiver.deliver(publication)
+        try:
+            self._receiver.deliver(publication)
+        except Exception:  # noqa: BLE001 - it must not end the link for all others
+            logger().exception("channels: %r could not be delivered", publication)
 
     # What a Backend does
 
@@ -218,11 +222,12 @@ class RedisBackend:
         """The last position, the one before the epoch, how many publications are kept, and some of them."""
         counter, history = self._keys(topic, ":counter", ":history")
         verb, first, last = command
-        _, _, found, oldest, rows = await self._all.ask(
+        _, _, _, found, oldest, rows = await self._all.ask(
             counter,
             lambda server: server.together(
                 ("HSETNX", counter, "epoch", self._epoch()),
                 ("HSETNX", counter, "run", server.run),
+                ("PEXPIRE", counter, COUNTER_LEAST, "GT"),
                 ("HMGET", counter, "epoch", "offset", "before"),
                 ("XRANGE", history, "-", "+", "COUNT", 1),
                 (verb, history, first, last, "COUNT", max(limit, 1)),
@@ -256,9 +261,7 @@ class RedisBackend:
         keys = self._presence_keys(present.topic)
         return await self._all.ask(
             keys[0],
-            lambda server: server.script(
-                PRESENCE, keys, what, _ms(lease), server.publish_by if present.tells else "", *arguments
-            ),
+            lambda server: server.script(PRESENCE, keys, what, _ms(lease), server.publish_by, *arguments),
         )
 
     async def enter(self, present: Present, lease: float) -> None:
@@ -269,7 +272,7 @@ class RedisBackend:
         """See `Backend.leave`."""
         await self._presence("leave", present, 3600, _lease(present))
 
-    async def renew(self, present: Sequence[Present], lease: float) -> None:
+    async def renew(self, present: Collection[Present], lease: float) -> None:
         """See `Backend.renew`."""
         by_topic: dict[str, dict[bytes, Present]] = {}
         for one in present:
@@ -277,7 +280,8 @@ class RedisBackend:
         for leases in by_topic.values():
             for some in parts(list(leases), 100):
                 for unknown in await self._presence("renew", leases[some[0]], lease, *some):
-                    await self.enter(leases[unknown], lease)
+                    if leases[unknown] in present:  # it may have left meanwhile
+                        await self.enter(leases[unknown], lease)
 
     async def present(self, topic: str) -> Mapping[str, bytes]:
         """See `Backend.present`."""
@@ -298,9 +302,14 @@ def _read_body(topic: str, position: Position | None, data: bytes) -> Publicatio
     body = _decode(data)
     if body.version != _VERSION:
         raise ValueError(f"version {body.version}")
-    if isinstance(body.data, bytes) is not (body.kind == "bytes"):
-        raise ValueError(f"{body.kind} of {type(body.data).__name__}")
-    return Publication(topic, position, body.kind, body.data, body.key, body.exclude)
+    if not isinstance(body.data, bytes if body.kind == "bytes" else str):
+        raise ValueError(f"{body.kind} of {type(body.data).__name__}")  # noqa: TRY004 - a payload of others
+    publication = Publication(topic, position, body.kind, body.data, body.key, body.exclude)
+    if body.kind == "presence" or (body.kind == "close" and not topic.startswith(USER)):
+        raise ValueError(f"{body.kind} as a publication")
+    if body.kind == "close":
+        msgspec.convert(publication.message, Order)
+    return publication
 
 
 def _lease(present: Present) -> bytes:

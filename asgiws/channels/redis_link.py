@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ..errors import BrokerError, ChannelsError
+from ..log import logger
 
 try:
     import redis.asyncio as aio
@@ -92,19 +93,15 @@ class Link:
         with contextlib.suppress(Exception):
             await self._connection.disconnect(nowait=True)
 
-    def send(self, *command: Any) -> None:
-        """Write a command that has no answer of its own."""
-        if self._failure is not None:
-            raise self._failure
-        self._to_write.extend(self._connection.pack_command(*command))
-        self._wake.set()
-
     def start(self, *command: Any) -> "asyncio.Future[Any]":
         """Write a command: the future of its answer, a `ResponseError` of redis-py's or a BrokerError.
 
         A caller that is cancelled does no harm to the others.
         """
-        self.send(*command)
+        if self._failure is not None:
+            raise self._failure
+        self._to_write.extend(self._connection.pack_command(*command))
+        self._wake.set()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         return answer
@@ -113,6 +110,8 @@ class Link:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._failure is not None:  # redis-py would connect again, and send what belongs to the old connection
+                return
             chunks, self._to_write = self._to_write, []
             try:
                 await self._connection.send_packed_command(chunks, check_health=False)
@@ -137,8 +136,13 @@ class Link:
             pace += 1
             if pace % 64 == 0:  # what has arrived already is read without a pause
                 await asyncio.sleep(0)
-            if push is not None and failure is None and push(answer):
-                continue
+            try:
+                if push is not None and failure is None and push(answer):
+                    continue
+            except Exception:  # noqa: BLE001 - a reader that ends without a word would leave everybody waiting
+                logger().exception("channels: a message could not be taken")
+                self._fail(BrokerError("a message of the broker could not be taken"))
+                return
             if not waiting:
                 self._fail(
                     BrokerError(f"the broker refused: {_told(failure)}" if failure else "the broker speaks unasked")
@@ -160,7 +164,7 @@ class Link:
             await asyncio.sleep(PING_EVERY)
             if not self._heard:
                 with contextlib.suppress(BrokerError):
-                    self.send("PING") if self._push is not None else self.start("PING")
+                    self.start("PING").add_done_callback(ignored)
                 await asyncio.sleep(ANSWER_WITHIN)
                 if not self._heard:
                     self._fail(BrokerError(f"the broker has not answered for {ANSWER_WITHIN:g} seconds"))
@@ -175,7 +179,15 @@ class Link:
             if not future.done():
                 future.set_exception(BrokerError(*self._failure.args))
                 future.exception()  # that nobody asks for it is no fault
+        self._to_write.clear()
+        self._wake.set()
         self.ended.set()
+
+
+def ignored(answer: "asyncio.Future[Any]") -> None:
+    """Take note of what nobody waits for."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _told(error: Exception | None) -> str:
@@ -250,6 +262,7 @@ def sentinel(url: str) -> Connect:
                 continue
             finally:
                 await link.close()
+            problem = BrokerError(f"no Sentinel knows a master by the name {name!r}")
             if found:
                 return connection_to(master_url, host=found[0].decode(), port=int(found[1]))
         raise BrokerError(f"no Sentinel tells where the master is: {_told(problem)}")

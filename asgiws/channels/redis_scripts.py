@@ -12,9 +12,9 @@ if counter[3] ~= ARGV[1] then
   local before = epoch and (epoch .. '-' .. (counter[2] or '0')) or ''
   epoch = ARGV[2]
   redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', '0', 'run', ARGV[1], 'before', before)
-  redis.call('DEL', KEYS[2])
 end
 local offset = redis.call('HINCRBY', KEYS[1], 'offset', 1)
+if offset == 1 then redis.call('DEL', KEYS[2]) end  -- of a counter that was lost
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 local history, ttl = ARGV[4], ARGV[5]
 if history ~= '0' then
@@ -25,7 +25,15 @@ elseif counter[4] then
   history, ttl = string.match(counter[4], '(%d+):(%d+)')
 end
 if history ~= '0' then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '=', history, string.format('%d-0', offset), 'b', ARGV[3])
+  local function keep()
+    return redis.pcall('XADD', KEYS[2], 'MAXLEN', '=', history, string.format('%d-0', offset), 'b', ARGV[3])
+  end
+  local kept = keep()
+  if type(kept) == 'table' and kept.err then  -- somebody else has written there
+    redis.call('DEL', KEYS[2])
+    kept = keep()
+    if type(kept) == 'table' and kept.err then return kept end
+  end
   redis.call('PEXPIRE', KEYS[2], ttl)
 end
 redis.call(ARGV[7], KEYS[3], epoch .. ':' .. string.format('%d', offset) .. ':' .. ARGV[3])
@@ -34,8 +42,8 @@ return {epoch, offset}
 
 PRESENCE = """
 -- KEYS: the leases ("connection:key" by when they end), the connections by key, the metas by lease, the channel.
--- ARGV: enter, leave or renew; the lease in ms; PUBLISH or SPUBLISH, or '' to tell nobody; then "connection:key", and
--- behind each the meta if it is to enter.
+-- ARGV: enter, leave or renew; the lease in ms; PUBLISH or SPUBLISH; then "connection:key", and behind each the meta if
+-- it is to enter.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local joined, left, unknown = {}, {}, {}
@@ -80,7 +88,7 @@ else
 end
 if redis.call('ZCARD', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
 for at = 1, 3 do redis.call('PEXPIRE', KEYS[at], ARGV[2] * 2) end
-if ARGV[3] ~= '' and #joined + #left > 0 then
+if #joined + #left > 0 then
   redis.call(ARGV[3], KEYS[4], '::P' .. cmsgpack.pack({joined, left}))
 end
 return unknown

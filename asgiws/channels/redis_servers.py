@@ -1,8 +1,11 @@
 """The servers that have the topics: one, or those of a cluster."""
 
 import asyncio
+import collections
 import contextlib
+import functools
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +14,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptErr
 
 from ..errors import BrokerError
 from ..log import logger
-from .redis_link import ANSWER_WITHIN, Connect, Link, connection_to, single
+from .redis_link import ANSWER_WITHIN, Connect, Link, connection_to, ignored, single
 from .redis_scripts import PRESENCE, PUBLISH
 
 BACK_WITHIN = 2.0
@@ -20,7 +23,8 @@ BACK_WITHIN = 2.0
 RETRY_LEAST, RETRY_MOST = 0.05, 5.0
 """Seconds between two attempts to reach the broker again."""
 
-_AT_ONCE = 500  # topics in one command
+EACH_WITHIN = 0.01
+"""Seconds more for each topic that is watched again."""
 
 RUN = object()
 """Stands for the server's run among the arguments of a script."""
@@ -67,7 +71,7 @@ class Server:
         self._failure: BrokerError | None = None
         self._task: asyncio.Task[None] | None = None
         self._channels: dict[bytes, str] = {}  # watched topics
-        self._confirmed: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._leaving: collections.Counter[bytes] = collections.Counter()  # that are to be left, and are not yet
         self._scripts: dict[str, str] = {}
         self.run = b""
 
@@ -99,7 +103,7 @@ class Server:
                 self.run = next((line[7:] for line in info.split() if line.startswith(b"run_id:")), b"?")
                 for script in (PUBLISH, PRESENCE):
                     self._scripts[script] = await self._commands.start("SCRIPT", "LOAD", script)
-                await self._subscribe(list(self._channels))
+            await self._subscribe_again()
         except (ResponseError, TimeoutError) as error:
             await self._unlink()
             raise BrokerError(f"the broker refused: {error}") from error
@@ -110,23 +114,25 @@ class Server:
 
     async def _unlink(self) -> None:
         self._up.clear()
-        for futures in self._confirmed.values():
-            for future in futures:
-                future.cancel()
-        self._confirmed.clear()
+        self._leaving.clear()
         for link in (self._commands, self._messages):
             if link is not None:
                 await link.close()
 
     async def _keep_linked(self) -> None:
+        pause = RETRY_LEAST
         while True:
+            since = time.monotonic()
             await self._broken()
+            if time.monotonic() - since > RETRY_MOST:
+                pause = RETRY_LEAST
             self._up.clear()
             logger().warning("channels: %s; it is tried again", self._failure or "the link to the broker broke")
             self._owner.broken()
             await self._unlink()
-            pause = RETRY_LEAST
             while True:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(pause * 2, RETRY_MOST)
                 try:
                     await self._link()
                     break
@@ -134,8 +140,6 @@ class Server:
                     self._failure = error
                 except Exception:  # noqa: BLE001 - nobody waits for this task
                     logger().exception("channels: the broker could not be reached")
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-                pause = min(pause * 2, RETRY_MOST)
                 await self._owner.look_around()
             logger().info("channels: the broker is back")
             self._failure = None
@@ -209,67 +213,60 @@ class Server:
         """Have what comes on a channel delivered; raises BrokerError."""
         await self.until_up()
         self._channels[channel] = topic
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN):
-                await self._subscribe([channel])
-        except TimeoutError:
-            raise BrokerError("the broker did not answer in time") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise BrokerError("the link to the broker broke") from None
+        await answered(self._asking().start(self._verb("SUBSCRIBE"), channel))
 
-    async def _subscribe(self, channels: Sequence[bytes]) -> None:
+    def _asking(self) -> Link:
         if self._messages is None:
             raise BrokerError("these channels were closed")
-        waiting = []
-        verb = "SSUBSCRIBE" if self._sharded else "SUBSCRIBE"
-        for some in parts(channels, 1 if self._sharded else _AT_ONCE):
-            self._messages.send(verb, *some)
-            for channel in some:
-                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._confirmed.setdefault(channel, []).append(future)
-                waiting.append(future)
-        ended = asyncio.ensure_future(self._messages.ended.wait())
-        try:
-            for future in waiting:
-                await asyncio.wait((future, ended), return_when=asyncio.FIRST_COMPLETED)
-                if not future.done():
-                    raise BrokerError("the link to the broker broke")
-                await future
-        finally:
-            ended.cancel()
+        return self._messages
+
+    def _verb(self, verb: str) -> str:
+        return f"S{verb}" if self._sharded else verb
+
+    async def _subscribe_again(self) -> None:
+        """Have everything delivered that is watched, on a new connection."""
+        link = self._asking()
+        watched = dict(self._channels)
+        asked = [link.start(self._verb("SUBSCRIBE"), channel) for channel in watched]
+        async with asyncio.timeout(ANSWER_WITHIN + len(asked) * EACH_WITHIN):
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        for (channel, topic), answer in zip(watched.items(), answers, strict=True):
+            if isinstance(answer, MovedError | AskError) and self._channels.pop(channel, None) is not None:
+                self._owner.moved(topic)
+            elif isinstance(answer, ResponseError):
+                logger().error("channels: %r can be watched no more: %s", topic, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
 
     def unwatch(self, channel: bytes) -> None:
         """Have it delivered no more."""
-        if self._channels.pop(channel, None) is not None and self._messages is not None and self._up.is_set():
+        if self._channels.pop(channel, None) is not None and self._messages is not None:
             with contextlib.suppress(BrokerError):
-                self._messages.send("SUNSUBSCRIBE" if self._sharded else "UNSUBSCRIBE", channel)
+                self._messages.start(self._verb("UNSUBSCRIBE"), channel).add_done_callback(ignored)
+                self._leaving[channel] += 1
 
     def _pushed(self, answer: Any) -> bool:
-        """Take what the server sends on the connection for messages."""
-        kind = answer[0]
+        """Take a message; whether it is one, and not the answer to a command."""
+        kind = answer[0] if isinstance(answer, list) else None
         if kind in (b"message", b"smessage"):
             topic = self._channels.get(answer[1])
             if topic is not None:
                 self._owner.came(topic, answer[2])
-        elif kind in (b"subscribe", b"ssubscribe"):
-            futures = self._confirmed.get(answer[1], [])
-            if futures:
-                future = futures.pop(0)
-                if not futures:
-                    del self._confirmed[answer[1]]
-                if not future.done():
-                    future.set_result(None)
-        elif kind == b"sunsubscribe" and answer[1] in self._channels:  # nobody has asked for that
-            self._owner.moved(self._channels.pop(answer[1]))
-        return True
+            return True
+        if kind in (b"unsubscribe", b"sunsubscribe"):
+            if not self._leaving[answer[1]]:  # nobody has asked for that
+                topic = self._channels.pop(answer[1], None)
+                if topic is not None:
+                    self._owner.moved(topic)
+                return True
+            self._leaving[answer[1]] -= 1
+            self._leaving += collections.Counter()  # without those at 0
+        return False
 
-    def take_channels(self) -> list[str]:
-        """Forget which topics are watched, and tell which they were."""
-        topics, self._channels = list(self._channels.values()), {}
-        return topics
+    def take_channels(self, are_gone: Callable[[bytes], bool]) -> list[str]:
+        """Forget those watched topics whose channels are gone, and tell which they were."""
+        gone = [channel for channel in self._channels if are_gone(channel)]
+        return [self._channels.pop(channel) for channel in gone]
 
 
 async def answered(answer: "asyncio.Future[Any]") -> Any:
@@ -333,6 +330,7 @@ class Cluster:
         self._by_address: dict[tuple[str, int], Server] = {}
         self._slots: list[tuple[int, int, Server]] = []
         self._looking = asyncio.Lock()
+        self._closed = False
         self._closing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -345,6 +343,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Let them go."""
+        self._closed = True
         servers, self._by_address, self._slots = list(self._by_address.values()), {}, []
         for server in servers:
             await server.close()
@@ -389,18 +388,26 @@ class Cluster:
             for address in {one[2] for one in found} - self._by_address.keys():
                 server = Server(self._connect_to(address), self._owner, sharded=True)
                 await server.open()
+                if self._closed:
+                    await server.close()
+                    raise BrokerError("these channels were closed")
                 self._by_address[address] = server
             self._slots = [(first, last, self._by_address[address]) for first, last, address in found]
             for address in self._by_address.keys() - {one[2] for one in found}:
                 server = self._by_address.pop(address)
-                moved += server.take_channels()
+                moved += server.take_channels(lambda _: True)
                 if not server.is_up:
                     self._owner.mended()  # nobody waits for it any more
                 background = asyncio.create_task(server.close())
                 self._closing.add(background)
                 background.add_done_callback(self._closing.discard)
+            for server in self._by_address.values():
+                moved += server.take_channels(functools.partial(self._is_elsewhere, server))
         for topic in moved:
             self._owner.moved(topic)
+
+    def _is_elsewhere(self, server: Server, channel: bytes) -> bool:
+        return self.of(channel) is not server
 
     async def _shown(self, places: Iterable[Connect]) -> list[tuple[int, int, tuple[str, int]]]:
         problem: Exception = BrokerError("no node of the cluster can be reached")

@@ -79,6 +79,8 @@ class Topic:
     def deliver(self, publication: Publication) -> bool:
         """Take a publication of the backend's; whether the history has to be read first."""
         position = publication.position
+        if publication.kind == "presence" and not self.tells_presence:
+            return False
         if self.held is not None:
             self.held.append(publication)
             if len(self.held) > MOST_HELD_BACK:
@@ -131,25 +133,51 @@ class Topic:
 
     def catch_up(self, page: Page) -> bool:
         """Go on after the history was read; whether it has to be read again."""
-        before = self.position
-        if before is not None and page.reason is not None:
-            known = page.position.epoch == before.epoch and page.position.offset > before.offset
-            reason = page.reason if self.keep.history or page.reason == "epoch" else "gap"
-            self._tell_of_hole(page.position.offset - before.offset if known else None, reason)
-        if before is not None and page.reason is None:
-            for entry in page.entries:
-                self._give(entry)
-        if before is None or page.reason is not None or page.position.offset > before.offset:
-            self.position = page.position
         held, self.held = self.held or [], None
         if self._doubted and held and _epoch_of(held[0]) not in (None, page.position.epoch):
             del held[0]  # it came before the history was read: its epoch is over
         again, self._doubted, self._again = self._again, False, False
+        before = self.position
+        if before is None or page.reason is None:
+            self._take_in(page)
+        else:
+            self._pass_over(before, page, held)
         for at, publication in enumerate(held):
             if self.deliver(publication):
                 self.held = [publication, *held[at + 1 :]]
                 return True
+        if page.reason is not None and not self.keep.history:
+            self._pass_over(self.position or page.position, page, [])
         return again and self.hold()
+
+    def _take_in(self, page: Page) -> None:
+        """Give what was read."""
+        before = self.position
+        if before is not None:
+            for entry in page.entries:
+                self._give(entry)
+        if before is None or before.epoch != page.position.epoch or page.position.offset > before.offset:
+            self.position = page.position
+
+    def _pass_over(self, before: Position, page: Page, held: Iterable[Publication]) -> None:
+        """Tell of a hole that cannot be filled, up to the first publication that is still kept or has come meanwhile."""
+        top = page.position
+        known = (one.position for one in (*page.entries, *held) if one.position is not None)
+        first = next((one for one in known if one.epoch == top.epoch), None)
+        after = top if first is None else Position(top.epoch, min(top.offset, first.offset - 1))
+        if before.epoch != top.epoch:
+            self._tell_of_hole(None, page.reason or "gap")
+        elif page.reason == "ahead":
+            self._tell_of_hole(None, page.reason)
+        elif after.offset > before.offset:
+            reason = page.reason if self.keep.history else None
+            self._tell_of_hole(after.offset - before.offset, reason or "gap")
+        else:
+            after = before
+        self.position = after
+        for entry in page.entries:
+            if entry.position is not None and entry.position.offset > after.offset:
+                self._give(entry)
 
     def _tell_of_hole(self, count: int | None, reason: str) -> None:
         self.holes += count or 1

@@ -84,6 +84,9 @@ class Recorder:
     def spoilt(self) -> None:
         self.told.append("spoilt")
 
+    def moved(self, topic: str) -> None:
+        self.told.append(f"moved {topic}")
+
     def mended(self) -> None:
         self.told.append("mended")
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Self, TypeAlias
 
 import anyio
@@ -177,7 +177,7 @@ class Through:
     async def leave(self, present: Present) -> None:
         await self.inner.leave(present)
 
-    async def renew(self, present: Sequence[Present], lease: float) -> None:
+    async def renew(self, present: Collection[Present], lease: float) -> None:
         await self.inner.renew(present, lease)
 
     async def present(self, topic: str) -> Mapping[str, bytes]:
@@ -194,6 +194,10 @@ class Through:
     def spoilt(self) -> None:
         if self.receiver is not None:
             self.receiver.spoilt()
+
+    def moved(self, topic: str) -> None:
+        if self.receiver is not None:
+            self.receiver.moved(topic)
 
     def mended(self) -> None:
         if self.receiver is not None:

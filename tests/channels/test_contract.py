@@ -46,6 +46,9 @@ class Silent:
     def broken(self) -> None:
         pytest.fail("the broker is there")
 
+    def moved(self, topic: str) -> None:
+        pytest.fail(f"{topic} is where it was")
+
     spoilt = mended = broken
 
 

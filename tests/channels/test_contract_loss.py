@@ -109,10 +109,10 @@ async def test_r7_a_gap_that_cannot_be_filled_is_told_in_its_place(world: World,
             await seen(backend, await channels.publish("t", n))
         backend.fate = lambda publication: [publication]
         await channels.publish("t", 7)
-        await taker.has(lambda items: len(items) == 2)
+        await taker.has(lambda items: len(items) >= 2)
         await channels.publish("t", 8)
-        assert await taker.finish() == [1, Lost("t", 6, "trimmed"), 8]
-        assert channels.statistics().dropped == {"trimmed": 6}
+        assert await taker.finish() == [1, Lost("t", 4, "trimmed"), 6, 7, 8]
+        assert channels.statistics().dropped == {"trimmed": 4}
 
 
 @pytest.mark.parametrize("way", ["plain", "transform"])
@@ -376,7 +376,7 @@ async def test_r7_a_gap_while_a_member_begins_is_told_after_what_came_before_it(
             frames = await taker.source.until(lambda frames: len(frames) >= 3)
             assert [frame["type"] for frame in frames[:3]] == ["joined", "message", "lost"]
         await channels.publish("t", 9)
-        assert await taker.finish() == [2, Lost("t", 6, "trimmed"), 9]
+        assert await taker.finish() == [2, Lost("t", 4, "trimmed"), 7, 8, 9]
 
 
 def fails(_: Any) -> Any:

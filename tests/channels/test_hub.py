@@ -1,7 +1,7 @@
 """The topics of a process: watched while they have members, kept without a hole whatever the backend does."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import anyio
@@ -85,7 +85,7 @@ class Backend:
     async def leave(self, present: Present) -> None:
         await self._call("leave", present.key)
 
-    async def renew(self, present: Sequence[Present], lease: float) -> None:
+    async def renew(self, present: Collection[Present], lease: float) -> None:
         await self._call("renew", ",".join(one.key for one in present))
 
     async def present(self, topic: str) -> Mapping[str, bytes]:

@@ -25,6 +25,9 @@ class Sink:
     def broken(self) -> None:
         pytest.fail("memory does not break")
 
+    def moved(self, topic: str) -> None:
+        pytest.fail(f"{topic} is where it was")
+
     spoilt = mended = broken
 
 

@@ -123,14 +123,14 @@ async def test_what_is_left_while_it_is_subscribed_to_again_is_not_watched(
     async with Relay(valkey.port) as relay:
         url = f"redis://127.0.0.1:{relay.port}"
         async with channels_on(url, prefix=prefix) as channels, channels.subscribe("stays"):
-            sent, plain = asyncio.Event(), redis_servers.Server._subscribe
+            sent, plain = asyncio.Event(), redis_servers.Server._subscribe_again
 
-            async def told(self: Any, names: Any) -> None:
+            async def told(self: Any) -> None:
                 sent.set()
-                await plain(self, names)
+                await plain(self)
 
             async with channels.subscribe("goes"):
-                monkeypatch.setattr(redis_servers.Server, "_subscribe", told)
+                monkeypatch.setattr(redis_servers.Server, "_subscribe_again", told)
                 relay.cut()
                 async with asyncio.timeout(DEADLINE):
                     await sent.wait()

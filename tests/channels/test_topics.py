@@ -30,6 +30,9 @@ class Listener:
     def missed(self, count: int | None, reason: str) -> None:
         self.heard.append((count, reason))
 
+    def closed(self) -> None:
+        self.heard.append("closed")
+
 
 def topic_at(offset: int = 0, *, history: int = 0) -> tuple[Topic, Listener]:
     topic = Topic("t", Keep(history, 60), tells_presence=False)
@@ -89,8 +92,19 @@ def test_a_hole_is_filled_from_the_history() -> None:
 def test_a_hole_that_the_history_cannot_fill_is_told(reason: str) -> None:
     topic, listener = topic_at(history=9)
     assert deliver(topic, 1, 4, 6) == [False, True, False]
-    assert not topic.catch_up(Page(Position("e", 5), [], reason))
-    assert listener.heard == [1, (4, reason), 6]
+    assert topic.catch_up(Page(Position("e", 5), [], reason))
+    assert listener.heard == [1, (2, reason), 4]  # which came meanwhile; the fifth may still be read
+    assert not topic.catch_up(Page(Position("e", 5), [at(5)]))
+    assert listener.heard == [1, (2, reason), 4, 5, 6]
+    assert topic.holes == 2
+
+
+@pytest.mark.parametrize("reason", ["trimmed", "limit"])
+def test_what_is_still_kept_comes_after_the_hole(reason: str) -> None:
+    topic, listener = topic_at(history=2)
+    assert deliver(topic, 1, 7, 8) == [False, True, False]
+    assert not topic.catch_up(Page(Position("e", 7), [at(6), at(7)], reason))
+    assert listener.heard == [1, (4, reason), 6, 7, 8]
     assert topic.holes == 4
 
 
@@ -101,7 +115,8 @@ def test_a_new_epoch_is_told(history: int) -> None:
     assert not topic.catch_up(Page(Position("f", 2), [], "epoch"))
     assert not topic.deliver(at(2, "f"))
     assert not topic.deliver(at(3, "f"))
-    assert listener.heard == [(None, "epoch"), 3]
+    # Without a history the second is told to be missing: nobody knows that it is only late.
+    assert listener.heard == [(None, "epoch"), 1, 2 if history else (1, "gap"), 3]
 
 
 def test_a_history_that_is_behind_is_read_again() -> None:
@@ -141,6 +156,9 @@ def test_what_is_held_back_is_bounded() -> None:
 def test_what_has_no_position_moves_nothing() -> None:
     topic, listener = topic_at(3)
     assert not topic.deliver(Publication("t", None, "presence", '"came"'))
+    assert listener.heard == []  # its members are not to be told
+    topic.tells_presence = True
+    assert not topic.deliver(Publication("t", None, "presence", '"came"'))
     assert listener.heard == ["came"]
     assert topic.position == Position("e", 3)
 
@@ -156,7 +174,8 @@ def test_what_is_given_has_no_hole_that_is_not_told(steps: list[str], history: i
         assert position is not None
         missed = top - position.offset
         if missed > history:
-            return topic.catch_up(Page(Position("e", top), [], "trimmed"))
+            kept = [at(n) for n in range(top - history + 1, top + 1)]
+            return topic.catch_up(Page(Position("e", top), kept, "trimmed"))
         return topic.catch_up(Page(Position("e", top), [at(n) for n in range(position.offset + 1, top + 1)]))
 
     for step in steps:
@@ -172,8 +191,8 @@ def test_what_is_given_has_no_hole_that_is_not_told(steps: list[str], history: i
             reads |= topic.deliver(at(late.pop(0)))
         elif step == "read" and reads:
             reads = read()
-    if topic.held is not None:
-        assert not read()
+    while topic.held is not None:
+        read()
     last = 0
     for one in listener.heard:
         if isinstance(one, tuple):
@@ -243,6 +262,6 @@ async def test_who_leaves_while_it_is_given_does_no_harm() -> None:
             topic.others.pop(self)
 
     leaving, last = Leaving(), Listener()
-    topic.others |= {leaving: None, last: None}
+    topic.others[leaving] = topic.others[last] = None
     deliver(topic, 1, 2)
     assert (first.heard, leaving.heard, last.heard) == ([1, 2], [1], [1, 2])
