@@ -1,120 +1,27 @@
-"""What asgiws costs beside a raw ASGI app, with no network and no event loop between them.
+"""What asgiws costs beside a raw ASGI app, with no network and no event loop between them: the bars to stay below.
 
-Run `python -m benchmarks.in_process` (`--quick` for a first look). One driver feeds every app the same events; runs are
+Run `python -m benchmarks.in_process` (`--quick` for a first look). Nothing but asgiws has to be installed. Runs are
 interleaved, the table shows medians and, in brackets, the spread of the middle half. Times depend on the machine, the
-ratios to the raw app travel: the last column says what they must stay below.
+ratios to the raw app travel: the last column says what they must stay below. The driver is the smallest that an app
+which reads in its handler can do with, so these ratios are stricter than those of `python -m benchmarks`, whose driver
+also serves apps with tasks and queues.
 """
 
 import argparse
 import asyncio
-import functools
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
-from urllib.parse import parse_qsl
-
-import msgspec
 
 from asgiws import App, WebSocket
-from asgiws.types import Message, Receive, Scope, Send
-
-HEADERS = [
-    (b"host", b"localhost:8000"),
-    (b"upgrade", b"websocket"),
-    (b"connection", b"Upgrade"),
-    (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
-    (b"sec-websocket-version", b"13"),
-    (b"user-agent", b"benchmark"),
-]
-JSON = '{"type":"say","room":"general","text":"hello, everybody","id":12345,"tags":["a","b"]}'
-PATH, QUERY = "/connect/general/7", b"lang=fr&page=2"
-
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
-
-ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-# The raw apps: what a careful author would write by hand
-
-
-async def raw_echo(_: Scope, receive: Receive, send: Send) -> None:
-    """Echo text."""
-    await receive()
-    await send({"type": "websocket.accept"})
-    while True:
-        event = await receive()
-        if event["type"] == "websocket.disconnect":
-            break
-        await send({"type": "websocket.send", "text": event["text"]})
-
-
-async def raw_json(_: Scope, receive: Receive, send: Send) -> None:
-    """Echo JSON, decoded and encoded."""
-    await receive()
-    await send({"type": "websocket.accept"})
-    while True:
-        event = await receive()
-        if event["type"] == "websocket.disconnect":
-            break
-        await send({"type": "websocket.send", "text": _encode(_decode(event["text"])).decode()})
-
-
-async def raw_connect(scope: Scope, receive: Receive, send: Send) -> None:
-    """Accept with two path and two query parameters, send one message, close."""
-    await receive()
-    _, _, room, number = scope["path"].split("/")
-    query = dict(parse_qsl(scope["query_string"].decode()))
-    text = f"{room} {int(number)} {query['lang']} {int(query['page'])}"
-    await send({"type": "websocket.accept"})
-    await send({"type": "websocket.send", "text": text})
-    await send({"type": "websocket.close", "code": 1000})
-
-
-# The same on asgiws
-
-app = App()
-
-
-@app.websocket("/echo")
-async def echo(ws: WebSocket) -> None:
-    """Echo text."""
-    await ws.accept()
-    async for text in ws.iter_text():
-        await ws.send_text(text)
-
-
-@app.websocket("/json")
-async def json(ws: WebSocket) -> None:
-    """Echo JSON, decoded and encoded."""
-    await ws.accept()
-    async for message in ws.iter_json():
-        await ws.send_json(message)
-
-
-@app.websocket("/connect/<room>/<number:int>")
-async def connect(ws: WebSocket, room: str, number: int, lang: str, page: int = 1) -> None:
-    """Accept with two path and two query parameters, send one message, close."""
-    await ws.accept()
-    await ws.send_text(f"{room} {number} {lang} {page}")
-    await ws.close()
-
-
-# The driver
-
-
-def scope_of(path: str, query: bytes = b"") -> Scope:
-    """A scope as uvicorn gives it."""
-    return {
-        "type": "websocket", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1", "scheme": "ws",
-        "server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 50000), "root_path": "", "path": path,
-        "raw_path": path.encode(), "query_string": query, "headers": HEADERS, "subprotocols": [], "state": {},
-        "extensions": {"websocket.http.response": {}},
-    }  # fmt: skip
+from benchmarks.drivers import memory, scope_of
+from benchmarks.peers import ASGI, JSON, Message, asgiws, raw
+from benchmarks.worker import CONNECT, IDLE
 
 
 def finish(awaitable: Awaitable[None]) -> None:
@@ -157,7 +64,7 @@ def connections(target: ASGI, count: int) -> float:
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    scopes = [scope_of(PATH, QUERY) for _ in range(count)]
+    scopes = [scope_of(*CONNECT) for _ in range(count)]
     start = time.perf_counter()
     for scope in scopes:
         finish(target(scope, receive, swallow))
@@ -181,53 +88,33 @@ async def _handler(ws: WebSocket, room: str, number: int) -> None:
     raise NotImplementedError(ws, room, number)
 
 
-def memory(target: ASGI, count: int) -> float:
-    """Bytes an idle connection: its task, the scope that the server made for it, and what the app keeps."""
-
-    async def connection(end: asyncio.Event) -> None:
-        fresh = True
-
-        async def receive() -> Message:
-            nonlocal fresh
-            if fresh:
-                fresh = False
-                return {"type": "websocket.connect"}
-            await end.wait()
-            return {"type": "websocket.disconnect", "code": 1001}
-
-        await target(scope_of("/echo"), receive, swallow)
-
-    async def measure() -> float:
-        end = asyncio.Event()
-        before = tracemalloc.get_traced_memory()[0]
-        tasks = [asyncio.create_task(connection(end)) for _ in range(count)]
-        await asyncio.sleep(0)
-        used = tracemalloc.get_traced_memory()[0] - before
-        end.set()
-        await asyncio.gather(*tasks)
-        return used / count
-
-    tracemalloc.start()
-    try:
-        return asyncio.run(measure())
-    finally:
-        tracemalloc.stop()
-
-
 def importing(modules: str) -> float:
-    """Milliseconds to import modules in a fresh interpreter, above an empty one."""
+    """Milliseconds to import modules in a fresh interpreter, above an empty one; all of them are compiled before."""
 
     def run(code: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own interpreter
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)  # noqa: S603 - our own interpreter
         return (time.perf_counter() - start) * 1e3
 
-    return min(run(f"import {modules}") for _ in range(5)) - min(run("pass") for _ in range(5))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory() as environment["PYTHONPYCACHEPREFIX"]:
+        run(f"import {modules}")
+        return min(run(f"import {modules}") for _ in range(5)) - min(run("pass") for _ in range(5))
 
 
-# The table
+def idle(target: ASGI) -> float:
+    """Bytes an idle connection: its task, the scope that the server made for it, and what the app keeps."""
+    return asyncio.run(memory(target, "/echo", IDLE))
 
-Job = tuple[str, str, Callable[[], float], Callable[[], float], float]
+
+def raw_idle() -> float:
+    """The base of that."""
+    return idle(raw.echo)
+
+
+def our_idle() -> float:
+    """The same of asgiws."""
+    return idle(asgiws.app)
 
 
 async def inside(job: Callable[[], float]) -> float:
@@ -236,8 +123,11 @@ async def inside(job: Callable[[], float]) -> float:
 
 
 def measured(job: Callable[[], float]) -> float:
-    """What a job measures; one that does not run an event loop itself is run inside of one, which gets no turn."""
-    return job() if job.func in (memory, importing) else asyncio.run(inside(job))  # type: ignore[attr-defined]
+    """What a job measures, inside of an event loop if it runs none itself."""
+    return job() if job in (raw_idle, our_idle) else asyncio.run(inside(job))
+
+
+Job = tuple[str, str, Callable[[], float], Callable[[], float], float]
 
 
 def jobs(scale: int) -> list[Job]:
@@ -245,31 +135,21 @@ def jobs(scale: int) -> list[Job]:
     return [
         (
             "text echo, a message", "us",
-            functools.partial(messages, raw_echo, "/echo", "hello", 50 * scale),
-            functools.partial(messages, app, "/echo", "hello", 50 * scale), 2.0,
+            lambda: messages(raw.echo, "/echo", "hello", 50 * scale),
+            lambda: messages(asgiws.app, "/echo", "hello", 50 * scale), 2.0,
         ),
         (
             "JSON echo, a message", "us",
-            functools.partial(messages, raw_json, "/json", JSON, 25 * scale),
-            functools.partial(messages, app, "/json", JSON, 25 * scale), 1.5,
+            lambda: messages(raw.json, "/json", JSON, 25 * scale),
+            lambda: messages(asgiws.app, "/json", JSON, 25 * scale), 1.5,
         ),
         (
             "connect with 4 parameters", "us",
-            functools.partial(connections, raw_connect, 5 * scale),
-            functools.partial(connections, app, 5 * scale), 3.0,
+            lambda: connections(raw.connect, 5 * scale), lambda: connections(asgiws.app, 5 * scale), 3.0,
         ),
-        (
-            "match, 1,000 routes to 3", "us",
-            functools.partial(matches, 3, 10 * scale), functools.partial(matches, 1000, 10 * scale), 1.1,
-        ),
-        (
-            "memory, idle connection", "B",
-            functools.partial(memory, raw_echo, scale), functools.partial(memory, app, scale), 1.5,
-        ),
-        (
-            "import, to anyio + msgspec", "ms",
-            functools.partial(importing, "anyio, msgspec"), functools.partial(importing, "asgiws"), 1.4,
-        ),
+        ("match, 1,000 routes to 3", "us", lambda: matches(3, 10 * scale), lambda: matches(1000, 10 * scale), 1.1),
+        ("memory, idle connection", "B", raw_idle, our_idle, 1.5),
+        ("import, to anyio + msgspec", "ms", lambda: importing("anyio, msgspec"), lambda: importing("asgiws"), 1.4),
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import time
 from asgiws import App, WebSocket
 from asgiws.types import Message, Scope
 from asgiws.watch import TICK
-from benchmarks.in_process import scope_of
+from benchmarks.drivers import scope_of
 
 BAR = 10.0
 """Milliseconds that a look over 10,000 idle connections may take."""
