@@ -268,7 +268,7 @@ class PathTree(Generic[T]):
         if found is None:
             return None
         value, names = found
-        return value, dict(zip(names, values, strict=True))
+        return value, dict(zip(names, values, strict=True)) if names else {}
 
     def kinds(self, path: str) -> set[str]:
         """All kinds that were added and under which the path would match."""

@@ -1,5 +1,6 @@
 """Both event loops for every async test, and deadlines instead of sleeps."""
 
+import gc
 from collections.abc import Generator
 
 import pytest
@@ -18,6 +19,12 @@ settings.load_profile("asgiws")
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def pytest_collection_finish() -> None:
+    """Take the tests themselves out of every garbage collection: so many take a tenth of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

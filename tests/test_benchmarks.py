@@ -145,7 +145,10 @@ async def test_the_guard_counts_one_more_call() -> None:
 
 
 def test_an_idle_connection_takes_at_most_half_as_much_memory_again_as_a_raw_one() -> None:
-    base, own = (asyncio.run(drivers.memory(app, "/echo", 100)) for app in (raw.app, ours.app))
+    def weigh(app: Any) -> float:  # the first time something is made that stays
+        return min(asyncio.run(drivers.memory(app, "/echo", 100)) for _ in range(3))
+
+    base, own = weigh(raw.app), weigh(ours.app)
     assert 1000 < base < own <= 1.5 * base
 
 

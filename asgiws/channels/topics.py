@@ -160,7 +160,7 @@ class Topic:
             self.position = page.position
 
     def _pass_over(self, before: Position, page: Page, held: Iterable[Publication]) -> None:
-        """Tell of a hole that cannot be filled, up to the first publication that is still kept or has come meanwhile."""
+        """Tell of a hole that cannot be filled, up to the first publication that is kept or has come meanwhile."""
         top = page.position
         known = (one.position for one in (*page.entries, *held) if one.position is not None)
         first = next((one for one in known if one.epoch == top.epoch), None)
