@@ -24,9 +24,29 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if on_trio():
         sys.modules["trio"].lowlevel.spawn_system_task(function)
         return
+    _started(function)
+
+
+def _started(function: Callable[[], Coroutine[Any, Any, None]]) -> Any:
     task = sys.modules["asyncio"].create_task(function(), context=sys.modules["contextvars"].Context())
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+    return task
+
+
+def spawn_cut(function: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Any]:
+    """As `spawn`; gives what cuts the task. One that is cut before it has begun does not begin."""
+    if on_trio():
+        scope = anyio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await function()
+
+        spawn(run)
+        return scope.cancel
+    task = _started(function)
+    return functools.partial(task.cancel)
 
 
 def loop_token() -> Any:

@@ -163,29 +163,27 @@ class Solved:
             raise ParameterError({str(one): one for one in problems + plan.problems(self.connection)}.values())
         return arguments | plan(self.connection)
 
-    @contextlib.contextmanager
-    def _inside(self, dependency: Dependency) -> Iterator[None]:
-        """Note that the dependency is being looked into: an override may lead back to it."""
+    def _look_into(self, dependency: Dependency) -> None:
+        """Note that the dependency is being looked into: an override may lead back to it. It is the last of those."""
         if dependency.call in self._running:
             chain = " -> ".join(map(name_of, (*self._running, dependency.call)))
             raise SignatureError(f"a dependency needs itself: {chain}", "Take one of them out of the overrides.")
         self._running.append(dependency.call)
-        try:
-            yield
-        finally:
-            self._running.pop()
 
     def _problems(self, dependency: Dependency) -> list[ParameterProblem]:
         """Every value that does not validate for a dependency that is not run any more."""
         if dependency.lifetime == SINGLETON:
             return []
         overrides = self.owner.dependency_overrides
-        with self._inside(dependency):
+        self._look_into(dependency)
+        try:
             below = [
                 problem
                 for _, one in dependency.plan.dependencies
                 for problem in self._problems(one.overridden(overrides))
             ]
+        finally:
+            self._running.pop()
         return below + dependency.plan.problems(self.connection)
 
     async def _value(self, dependency: Dependency) -> Any:
@@ -208,8 +206,11 @@ class Solved:
         """A new value of a dependency, after all that it depends on itself."""
         if dependency.plan.needs_body and isinstance(self.connection, Request):
             await self.connection.body()
-        with self._inside(dependency):
+        self._look_into(dependency)
+        try:
             arguments = await self.solve(dependency.plan)
+        finally:
+            self._running.pop()
         call = dependency.call
         if dependency.style == "coroutine":
             return await call(**arguments)

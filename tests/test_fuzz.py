@@ -254,7 +254,7 @@ async def meet(server: FakeServer) -> None:
     assert server._gone or server._state == "closed", "the client was there, and the connection has no end"
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     shape=st.sampled_from(SHAPES),
     path=path,
@@ -347,7 +347,7 @@ async def test_what_a_handler_passes_on_unchecked_never_reaches_the_server(
     assert server.types == ["websocket.accept", "websocket.close"]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     method=st.sampled_from(["GET", "POST", "HEAD", "PUT", "OPTIONS", "websocket", "PROPFIND"]),
     path=path,

@@ -1288,7 +1288,7 @@ garbage = st.sampled_from(["", "no", "{", '{"type":"say"', b"", b"\xff\xfe", "["
 leaving = st.sampled_from([(1000, ""), (None, ""), (1001, "away"), (4321, "tired")])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     shape=st.sampled_from(SHAPES),
     steps=st.lists(st.one_of(says, moves, others, wrong_fields, garbage), max_size=12),

@@ -939,7 +939,7 @@ ends = st.tuples(st.sampled_from(["leave", "leave", "abort", "break"]), st.integ
     ("shape", "reader"), [(GRANIAN, "auto"), (UVICORN, "auto"), (UVICORN_LEGACY, "always"), (HYPERCORN, "auto")]
 )
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(script=st.lists(steps, max_size=30), end=ends)
 def test_all_messages_arrive_once_and_in_order_whatever_happens(
     backend: str, shape: Shape, reader: Any, script: list[tuple[str, Any, int]], end: tuple[str, int]

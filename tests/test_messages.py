@@ -395,7 +395,7 @@ TYPES: list[Any] = [
 ALL = [MessageDecoder(declared) for declared in TYPES]
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.binary() | _json.map(json.dumps).map(str.encode) | _broken)
 def test_no_bytes_raise_anything_but_a_message_error(data: bytes) -> None:
     # P28, T23, T24
@@ -403,7 +403,7 @@ def test_no_bytes_raise_anything_but_a_message_error(data: bytes) -> None:
         _must_be_told(decoder, {"bytes": data})
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.text(st.characters(exclude_categories=["Cs"])) | _json.map(json.dumps))
 def test_no_text_raises_anything_but_a_message_error(data: str) -> None:
     for decoder in ALL:

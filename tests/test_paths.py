@@ -773,7 +773,7 @@ def _rank(routes: list[tuple[str, Template]], template: Template, *, mount: bool
     return [*ranks, (4,)] if mount else [*ranks, (-1,)]
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(st.lists(templates(), max_size=15), st.lists(paths, min_size=1, max_size=8))
 @example([("mount", Template("", (), ())), ("GET", parse_template("/<a>"))], ["/", "/a", "//"])
 def test_the_tree_finds_what_asking_every_route_finds(routes: list[tuple[str, Template]], asked: list[str]) -> None:

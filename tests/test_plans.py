@@ -902,7 +902,7 @@ async def refused(system: System) -> str:
 
 
 @given(graphs(circular=False))
-@settings(max_examples=150)
+@settings(max_examples=80)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_any_graph_without_a_circle_works_or_is_refused_for_its_lifetimes(backend: str, graph: Graph) -> None:
     async def main() -> None:
@@ -917,7 +917,7 @@ def test_any_graph_without_a_circle_works_or_is_refused_for_its_lifetimes(backen
 
 
 @given(graphs(circular=True))
-@settings(max_examples=150)
+@settings(max_examples=80)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_any_graph_with_a_circle_is_refused_before_anything_is_made(backend: str, graph: Graph) -> None:
     assume(graph.is_circular())
@@ -928,7 +928,7 @@ def test_any_graph_with_a_circle_is_refused_before_anything_is_made(backend: str
 
 
 @given(graphs(circular=False).filter(Graph.is_sound), st.data())
-@settings(max_examples=150)
+@settings(max_examples=80)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_any_override_works_or_is_refused(backend: str, graph: Graph, data: st.DataObject) -> None:
     """One component is replaced by a function that needs any others, also those that need the component."""

@@ -842,7 +842,7 @@ _texts = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     text=_texts,
     place=st.sampled_from(["query", "header", "cookie", "path"]),

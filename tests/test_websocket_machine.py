@@ -479,4 +479,4 @@ def test_class_and_table_agree(backend: str, start: str) -> None:
             def __init__(self) -> None:
                 super().__init__(portal, start)
 
-        run_state_machine_as_test(OnThisLoop, settings=settings(max_examples=60, stateful_step_count=20))
+        run_state_machine_as_test(OnThisLoop, settings=settings(max_examples=30, stateful_step_count=20))

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import anyio
 
-from ..background import on_trio, spawn
+from ..background import on_trio, spawn, spawn_cut
 from ..errors import WebSocketDisconnect, WebSocketStateError
 from ..log import logger
 from ..session import Session
@@ -81,12 +81,12 @@ class Outbox(collections.deque[Any]):
         size: How many bytes they have.
     """
 
-    __slots__ = ("_closing", "_progress", "_scope", "_ws", "at_end", "eager", "frames", "size")
+    __slots__ = ("_closing", "_cut", "_progress", "_ws", "at_end", "eager", "frames", "size")
 
     def __init__(self, ws: Session, waiting: Iterable[Any] = ()) -> None:
         super().__init__(waiting)
         self._ws = ws
-        self._scope: anyio.CancelScope | None = None
+        self._cut: Callable[[], Any] | None = None
         self._closing = False
         self._progress: anyio.Event | None = None
         self.at_end: dict[Any, Callable[[], None]] = {}
@@ -215,24 +215,22 @@ class Outbox(collections.deque[Any]):
 
     def _carry_on(self, sending: Callable[[], Any]) -> None:
         self._ws._sending = True
-        self._scope = anyio.CancelScope()  # it may be cut before the task has started
-        spawn(functools.partial(self._carry, self._scope, sending))
+        self._cut = spawn_cut(functools.partial(self._carry, sending))
 
-    async def _carry(self, scope: anyio.CancelScope, sending: Callable[[], Any]) -> None:
+    async def _carry(self, sending: Callable[[], Any]) -> None:
         """Send, or go on with it, and send the frames behind it; has the turn."""
         ws = self._ws
         try:
-            with scope:
-                await sending()
-                while self and self[0].__class__ is Frame:
-                    frame = self.popleft()
-                    self._left(frame)
-                    ws._sending = True
-                    await ws._send(frame.event())
+            await sending()
+            while self and self[0].__class__ is Frame:
+                frame = self.popleft()
+                self._left(frame)
+                ws._sending = True
+                await ws._send(frame.event())
         except Exception as error:  # noqa: BLE001 - nobody waits for this task
             self._failed(error)
         finally:
-            self._scope = None
+            self._cut = None
             if ws._phase is not OPEN:
                 self.empty()
             ws._pass_turn()
@@ -264,12 +262,13 @@ class Outbox(collections.deque[Any]):
 
     def cut(self) -> None:
         """Give up the send that is carried on."""
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._cut is not None:
+            self._cut()
 
     def release(self) -> None:
         """The connection has ended."""
         self.cut()
+        self.empty()
         if self._progress is not None:
             self._progress.set()
         for function in list(self.at_end.values()):

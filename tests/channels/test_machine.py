@@ -341,4 +341,4 @@ def test_r17_members_get_all_or_are_told(loop: str, monkeypatch: pytest.MonkeyPa
             def __init__(self) -> None:
                 super().__init__(portal, clock)
 
-        run_state_machine_as_test(OnThisLoop, settings=settings(max_examples=80, stateful_step_count=40))
+        run_state_machine_as_test(OnThisLoop, settings=settings(max_examples=40, stateful_step_count=40))

@@ -333,4 +333,4 @@ def test_line_and_list_agree(backend: str, way: str) -> None:
             def __init__(self) -> None:
                 super().__init__(portal, way)
 
-        run_state_machine_as_test(OnThisLoop, settings=settings(max_examples=40, stateful_step_count=30))
+        run_state_machine_as_test(OnThisLoop, settings=settings(max_examples=20, stateful_step_count=30))
