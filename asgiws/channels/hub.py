@@ -174,9 +174,8 @@ class Hub:
             self._backend.unwatch(topic.name)
 
     def _new_topic(self, name: str) -> Topic:
-        options = self._options_of(name)
-        keep = Keep(options.history, options.ttl) if not name.startswith(USER) else Keep(0, 1)
-        topic = self._topics[name] = Topic(name, keep, tells_presence=options.presence)
+        topic = Topic(name, self._keep(name), tells_presence=self._options_of(name).presence)
+        self._topics[name] = topic
         return topic
 
     async def _until_ready(self, topic: Topic) -> None:
