@@ -776,13 +776,13 @@ async def test_4000_messages_arrive_in_order_though_time_runs_out_every_millisec
                     timeouts += 1
 
     async def pause() -> None:
-        if pace.random() < 0.06:  # longer than the handler waits
-            await anyio.sleep(0.002)
+        if pace.random() < 0.02:  # longer than the handler waits, and takes for what is in its inbox
+            await anyio.sleep(0.02)
         elif pace.random() < 0.3:
             await anyio.lowlevel.checkpoint()
 
     assert await stress(shape, "auto", 4000, read, pause) == 0
-    assert timeouts > 20
+    assert timeouts > 0
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
