@@ -388,14 +388,15 @@ class Channels(Hub):
 
         def untag() -> None:
             if topic.sockets.pop(member, self) is None:
-                at_end.pop(name, None)
+                if at_end.get(name) is untag:
+                    del at_end[name]
                 self._release(topic)
 
         if name not in at_end and ws in ws.watch.open:
             at_end[name] = untag
         else:  # it has ended meanwhile, or another task was quicker
             untag()
-        return untag
+        return at_end.get(name, untag)
 
     # Seen from outside
 

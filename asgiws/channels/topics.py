@@ -85,6 +85,7 @@ class Topic:
             self.held.append(publication)
             if len(self.held) > MOST_HELD_BACK:
                 self.held.clear()
+                self._doubted = False
             return False
         if position is not None and not self._follows(position):
             if self.position is not None and position.epoch == self.position.epoch:

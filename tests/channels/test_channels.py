@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from asgiws import (
@@ -20,6 +21,7 @@ from asgiws import (
 )
 from asgiws.background import on_trio
 from asgiws.channels import Channels, ChannelsError, Joined, Member, MemoryBackend, Position, Publication, TopicOptions
+from asgiws.testing import AsyncTestClient
 from tests.channels.sockets import WAYS, Socket, accepted, carriers, line_of, quiet, running, stall
 from tests.fakes import DAPHNE, DEADLINE, UVICORN, FakeServer, soon
 
@@ -620,3 +622,32 @@ async def test_a_loop_that_ends_while_a_send_hangs_ends() -> None:
     assert not on_trio()
     with anyio.fail_after(DEADLINE):
         await anyio.to_thread.run_sync(run)
+
+
+async def test_two_tasks_that_tag_a_socket_at_once_tag_it_once_and_its_end_frees_it() -> None:
+    class Slow(MemoryBackend):
+        async def watch(self, topic: str) -> None:
+            await anyio.lowlevel.checkpoint()
+            await super().watch(topic)
+
+    app = App(channels=Channels(Slow()))
+    assert app.channels is not None
+    channels = app.channels
+
+    @app.websocket("/")
+    async def tagged(ws: WebSocket) -> None:
+        await ws.accept()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(ws.tag, "anna")
+        await ws.send_text("tagged")
+        async for _ in ws.iter_text():
+            """Nothing."""
+
+    async with AsyncTestClient(app) as client:
+        async with client.websocket_connect("/") as ws:
+            assert await ws.receive_text() == "tagged"
+            await channels.send_to("anna", "once")
+            await channels.send_to("anna", "the end")
+            assert [await ws.receive_text() for _ in range(2)] == ["once", "the end"]
+        await soon(lambda: channels.statistics().topics == 0)
