@@ -230,6 +230,8 @@ class Session(Connection):
                     await self._server_send(event)
                 if closing is not None:  # also if the server has told of its end meanwhile
                     self._closing = closing
+                    if self._phase is not ASKED:
+                        self._enter(self._phase.moves["websocket.close"])
             except BaseException as error:
                 self._send_failed(error)
                 raise
@@ -529,7 +531,7 @@ class Session(Connection):
             by, code, reason = self._closing
             if by != "you":
                 raise WebSocketDisconnect(code, reason) from None
-            how = "refused" if self._phase is REFUSED else "closed"
+            how = "refused" if self._phase is REFUSED or code < 1000 else "closed"  # noqa: PLR2004 - an HTTP status
             raise WebSocketStateError(f"cannot {doing}: this WebSocket is {how} (you {how} it with {code})") from None
         if self._phase is OPEN:
             raise WebSocketStateError(f"cannot {doing}: this WebSocket is already accepted; close() ends it")

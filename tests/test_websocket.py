@@ -1036,6 +1036,36 @@ async def test_a_denial_after_accept_is_refused_and_the_connection_stays_open(sh
     assert server.texts == ["a"]
 
 
+async def test_a_denial_is_an_answer_also_if_the_server_tells_of_the_end_before_its_send_returns() -> None:
+    # hypercorn does, and the watchdog may be reading.
+    over = anyio.Event()
+    events = [{"type": "websocket.connect"}]
+    sent = []
+
+    async def receive() -> Any:
+        if events:
+            return events.pop()
+        await over.wait()
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(event: Any) -> None:
+        sent.append(event["type"])
+        if event["type"] == "websocket.http.response.body":
+            over.set()
+            await soon(lambda: ws.client_state is WebSocketState.DISCONNECTED)
+
+    ws: WebSocket[Any, Any] = WebSocket(FakeServer().scope, receive, send)
+    await ws.receive()
+    ws.read_ahead()
+    await ws.send_denial_response(Response("no", 401))
+    assert ws.application_state is WebSocketState.DISCONNECTED
+    assert ws.close_code == 4401
+    with pytest.raises(WebSocketStateError, match=r"^cannot refuse: this WebSocket is refused"):
+        await ws.send_denial_response(Response("no", 402))
+    await ws.close()
+    assert sent == ["websocket.http.response.start", "websocket.http.response.body"]
+
+
 @each_shape
 async def test_a_handshake_is_refused_once(shape: Shape) -> None:
     server = FakeServer(shape)
