@@ -26,6 +26,9 @@ Command = Callable[[int], Sequence[str]]
 
 T = TypeVar("T")
 
+START_DEADLINE = 60.0
+"""Seconds after which a server has failed to come up: a machine may have to start twenty interpreters at once."""
+
 _replacing = threading.Lock()
 _PACE = 0.02  # between two attempts to connect; the wait ends at once if the process does
 
@@ -93,15 +96,15 @@ class ServerProcess:
         """What the process has written."""
         return "".join(self._lines[since:])
 
-    def wait_for(self, text: str, since: int = 0, *, times: int = 1) -> None:
+    def wait_for(self, text: str, since: int = 0, *, times: int = 1, deadline: float = DEADLINE) -> None:
         """Wait until the process has written a text, so many times."""
         with self._news:
-            found = self._news.wait_for(lambda: self.log(since).count(text) >= times, DEADLINE)
+            found = self._news.wait_for(lambda: self.log(since).count(text) >= times, deadline)
         assert found, f"{text!r} is not {times} times in the log:\n{self.log(since)}"
 
     def wait_until_ready(self) -> "ServerProcess":
         """Wait until the server accepts connections."""
-        for _ in range(int(DEADLINE / _PACE)):
+        for _ in range(int(START_DEADLINE / _PACE)):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE):
                 return self
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -192,12 +195,17 @@ class LostRaceError(Exception):
 def start(name: str, command: Command) -> ServerProcess:
     """A server that is ready."""
     process = ServerProcess(command)
-    if name == "daphne":
-        # It forgets to end its handlers if at the stop it has a connection without a request, or had one a second
-        # before: none is made to see whether it listens.
-        process.wait_for("Listening on TCP address")
-        return process
-    return process.wait_until_ready()
+    try:
+        if name == "daphne":
+            # It forgets to end its handlers if at the stop it has a connection without a request, or had one a second
+            # before: none is made to see whether it listens.
+            process.wait_for("Listening on TCP address", deadline=START_DEADLINE)
+        else:
+            process.wait_until_ready()
+    except BaseException:
+        process.stop()
+        raise
+    return process
 
 
 def on_each(
@@ -244,8 +252,10 @@ def starting(commands: Mapping[str, Command]) -> Iterator[dict[str, ServerProces
     servers: dict[str, ServerProcess] = {}
     try:
         with ThreadPoolExecutor(len(commands)) as pool:
-            for name, process in zip(commands, pool.map(start, commands, commands.values()), strict=True):
-                servers[name] = process
+            starts = {name: pool.submit(start, name, command) for name, command in commands.items()}
+        servers = {name: one.result() for name, one in starts.items() if one.exception() is None}
+        for one in starts.values():
+            one.result()
         yield servers
     finally:
         for process in servers.values():
