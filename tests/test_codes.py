@@ -29,7 +29,7 @@ def test_exactly_the_codes_of_the_contract_may_be_sent() -> None:
     "code",
     [
         0, 999, 1004, 1005, 1006, 1010, 1014, 1015, 1016, 2999, 5000, 65536, -1000, 10**30,
-        True, False, None, "1000", b"1000", 1000.0, Code.ABNORMAL, [], object(),
+        True, False, None, "1000", b"1000", 1000.0, Code.ABNORMAL, [], object,
     ],
     ids=repr,
 )  # fmt: skip

@@ -411,7 +411,7 @@ async def test_a_stream_drops_what_its_client_says(caplog: pytest.LogCaptureFixt
         (None, {"text": "null"}),
         (Note("x"), {"text": '{"text":"x"}'}),
     ],
-    ids=repr,
+    ids=lambda value: repr(value).split(" at ")[0],
 )
 async def test_the_items_of_a_stream_go_as_what_they_are(item: Any, event: dict[str, Any]) -> None:
     # T22

@@ -96,7 +96,7 @@ CONTENTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("event", CONTENTS, ids=repr)
+@pytest.mark.parametrize("event", CONTENTS, ids=lambda event: str(list(event.values())[1:]).split(" at ")[0])
 async def test_a_server_chokes_on_an_event_that_no_wire_carries(event: dict[str, Any]) -> None:
     server = await opened()
     with pytest.raises(ServerChokedError):
