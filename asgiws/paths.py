@@ -184,17 +184,51 @@ Leaf = tuple[T, tuple[str, ...]]
 
 
 class Node(Generic[T]):
-    """One level of the tree: where the next segment may lead."""
+    """One level of the tree: where the next segment may lead.
 
-    __slots__ = ("here", "mount", "rest", "static", "text", "typed")
+    What a node lacks is None, not empty: among thousands of routes a look-up waits for memory, not for the processor.
+
+    Attributes:
+        here: What ends here, by kind.
+        mount: What takes all that lies below.
+        rest: What takes the rest of the path as one parameter, by kind.
+        static: The nodes behind a segment that stands in a template.
+        text: The node behind any segment.
+        typed: The nodes behind a segment that a converter takes.
+        ways: How many of `static`, each of `typed`, `text`, `rest` and `mount` there are.
+    """
+
+    __slots__ = ("here", "mount", "rest", "static", "text", "typed", "ways")
 
     def __init__(self) -> None:
-        self.static: dict[str, Node[T]] = {}
-        self.typed: list[tuple[Callable[[str], Any], Converter[Any], Node[T]]] = []
-        self.text: Node[T] | None = None
-        self.rest: dict[str, Leaf[T]] = {}
-        self.here: dict[str, Leaf[T]] = {}
+        self.here: dict[str, Leaf[T]] | None = None
         self.mount: Leaf[T] | None = None
+        self.rest: dict[str, Leaf[T]] | None = None
+        self.static: dict[str, Node[T]] | None = None
+        self.text: Node[T] | None = None
+        self.typed: tuple[tuple[Callable[[str], Any], Converter[Any], Node[T]], ...] = ()
+        self.ways = 0
+
+    def next(self, segment: Segment) -> "Node[T]":
+        """The node behind a segment of a template, made where it is missing."""
+        if isinstance(segment, str):
+            if self.static is None:
+                self.static = {}
+                self.ways += 1
+            return self.static.setdefault(segment, Node())
+        if segment is STR:
+            if self.text is None:
+                self.text = Node()
+                self.ways += 1
+            return self.text
+        for _, known, child in self.typed:
+            if known is segment:
+                return child
+        child = Node()
+        typed = (*self.typed, (guarded(segment), segment, child))
+        self.typed = tuple(sorted(typed, key=lambda entry: entry[1] is FLOAT))
+        self.ways += 1
+        return child
 
 
 class PathTree(Generic[T]):
@@ -224,8 +258,15 @@ class PathTree(Generic[T]):
 
     def _slot(self, template: Template) -> dict[str, Leaf[T]]:
         if template.segments and template.segments[-1] is PATH:
-            return self._descend(template.segments[:-1]).rest
-        return self._descend(template.segments).here
+            node = self._descend(template.segments[:-1])
+            if node.rest is None:
+                node.rest = {}
+                node.ways += 1
+            return node.rest
+        node = self._descend(template.segments)
+        if node.here is None:
+            node.here = {}
+        return node.here
 
     def add_mount(self, template: Template, value: T) -> T | None:
         """Put a value under a template and all that lies below it, for every kind; else as `add`."""
@@ -234,30 +275,15 @@ class PathTree(Generic[T]):
         if node.mount is not None:
             return node.mount[0]
         node.mount = (value, template.names)
+        node.ways += 1
         return None
 
     def _descend(self, segments: tuple[Segment, ...]) -> Node[T]:
         """The node of these segments, made where it is missing."""
         node = self._root
         for segment in segments:
-            if isinstance(segment, str):
-                node = node.static.setdefault(segment, Node())
-            elif segment is STR:
-                node.text = node.text or Node()
-                node = node.text
-            else:
-                node = self._typed(node, segment)
+            node = node.next(segment)
         return node
-
-    @staticmethod
-    def _typed(node: Node[T], converter: Converter[Any]) -> Node[T]:
-        for _, known, child in node.typed:
-            if known is converter:
-                return child
-        child = Node()
-        node.typed.append((guarded(converter), converter, child))
-        node.typed.sort(key=lambda entry: entry[1] is FLOAT)
-        return child
 
     def match(self, kind: str, path: str) -> tuple[T, dict[str, Any]] | None:
         """The value for a path, and its parameters; None if there is none. A path starts with "/"."""
@@ -276,16 +302,46 @@ class PathTree(Generic[T]):
 
 
 def _walk(node: Node[T], segments: list[str], at: int, kind: str, values: list[Any]) -> Leaf[T] | None:
-    """The leaf for the segments from `at` on, the best first; `values` grows and shrinks with the way taken."""
-    if at == len(segments):
-        return node.here.get(kind) or node.mount
+    """The leaf for the segments from `at` on, the best first; the values on the way there are put into a list.
+
+    A node with one way on is left for good: only where there is a choice somebody comes back.
+    """
+    while at < len(segments):
+        if node.ways > 1:
+            return _choose(node, segments, at, kind, values)
+        segment = segments[at]
+        following: Node[T] | None = None
+        if node.static is not None:
+            following = node.static.get(segment)
+        elif node.text is not None:
+            if segment:
+                values.append(segment)
+                following = node.text
+        elif node.typed:
+            convert, _, following = node.typed[0]
+            try:
+                values.append(convert(segment))
+            except ValueError:
+                return None
+        else:
+            return _rest(node, segments, at, kind, values)
+        if following is None:
+            return None
+        node = following
+        at += 1
+    return (None if node.here is None else node.here.get(kind)) or node.mount
+
+
+def _choose(node: Node[T], segments: list[str], at: int, kind: str, values: list[Any]) -> Leaf[T] | None:
+    """As `_walk`, from a node with several ways on: one is tried after the other."""
     segment = segments[at]
-    child = node.static.get(segment)
+    depth = len(values)
+    child = None if node.static is None else node.static.get(segment)
     if child is not None:
         found = _walk(child, segments, at + 1, kind, values)
         if found is not None:
             return found
-    depth = len(values)
+        del values[depth:]
     for convert, _, typed in node.typed:
         try:
             values.append(convert(segment))
@@ -301,9 +357,13 @@ def _walk(node: Node[T], segments: list[str], at: int, kind: str, values: list[A
         if found is not None:
             return found
         del values[depth:]
-    if node.rest:
-        rest = node.rest.get(kind)
-        if rest is not None:
-            values.append("/".join(segments[at:]))
-            return rest
-    return node.mount
+    return _rest(node, segments, at, kind, values)
+
+
+def _rest(node: Node[T], segments: list[str], at: int, kind: str, values: list[Any]) -> Leaf[T] | None:
+    """The leaf that takes all segments from `at` on."""
+    rest = None if node.rest is None else node.rest.get(kind)
+    if rest is None:
+        return node.mount
+    values.append("/".join(segments[at:]))
+    return rest

@@ -469,8 +469,9 @@ class Session(Connection):
         if self._sending:
             await self._turn()
         self._sending = True
+        send = self._send  # as in `WebSocket.send_text`
         try:
-            await self._send(event)
+            await send(event)
         except BaseException as error:
             self._send_failed(error)
             raise
