@@ -25,9 +25,13 @@ class MultiDict(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self._pairs = list(pairs)
-        self._values: dict[str, list[str]] = {}
+        values: dict[str, list[str]] = {}
         for key, value in self._pairs:
-            self._values.setdefault(key, []).append(value)
+            if key in values:
+                values[key].append(value)
+            else:
+                values[key] = [value]
+        self._values = values
 
     def __getitem__(self, key: str) -> str:
         return self._values[key][-1]
@@ -279,14 +283,15 @@ def _address(pair: Any) -> Address | None:
 
 def _query_pairs(raw: bytes) -> list[tuple[str, str]]:
     pairs = []
-    for pair in raw.decode("utf-8", "replace").split("&"):
+    text = raw.decode("utf-8", "replace")
+    for pair in text.split("&"):
         if pair:
             key, _, value = pair.partition("=")
-            if "%" in pair or "+" in pair:
-                from urllib.parse import unquote_plus  # noqa: PLC0415 - slow to import
-
-                key, value = unquote_plus(key), unquote_plus(value)
             pairs.append((key, value))
+    if "%" in text or "+" in text:
+        from urllib.parse import unquote_plus  # noqa: PLC0415 - slow to import
+
+        return [(unquote_plus(key), unquote_plus(value)) for key, value in pairs]
     return pairs
 
 

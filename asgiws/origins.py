@@ -87,8 +87,11 @@ class OriginPolicy:
         A handshake without `Origin` does not come from a browser and passes.
         """
         headers = scope.get("headers") or ()
-        # The length is compared first: most names need not be made small then.
-        origins = [value for name, value in headers if len(name) == 6 and name.lower() == b"origin"]  # noqa: PLR2004
+        origins = []
+        for name, value in headers:  # no comprehension, which is a call
+            # The length is compared first: most names need not be made small then.
+            if len(name) == 6 and name.lower() == b"origin":  # noqa: PLR2004
+                origins.append(value)
         if not origins or self._any:
             return None
         hosts = [value for name, value in headers if name.lower() == b"host"]

@@ -56,10 +56,13 @@ class Plan:
         Raises:
             ParameterError: With every value that does not validate.
         """
+        arguments = {}
         try:
-            return {name: read(connection) for name, read in self.steps}
+            for name, read in self.steps:  # no comprehension, which is a call
+                arguments[name] = read(connection)
         except ParameterError:
             raise ParameterError(self.problems(connection)) from None
+        return arguments
 
     def problems(self, connection: Connection) -> list[ParameterProblem]:
         """Every value from the connection itself that does not validate."""

@@ -151,7 +151,7 @@ class Session(Connection):
     ) -> None:
         if scope["type"] != "websocket":
             raise ProtocolError(f"a WebSocket needs a scope of type 'websocket', got {scope['type']!r}")
-        super().__init__(scope, app, path_params)
+        Connection.__init__(self, scope, app, path_params)  # super() takes as long as this call
         self._server_receive = receive
         self._server_send = send
         self._receive: Receive = _no_receive

@@ -298,10 +298,14 @@ class WebSocket(Session, Generic[In, Out]):
             await self.close(error.code, str(error))
             raise error
 
-    async def tag(self, key: str) -> None:
+    async def tag(self, key: str, *, exclusive: bool = False) -> None:
         """Be reached by a key, in any process: by `channels.send_to(key, ...)` and `channels.disconnect(key)`.
 
         Several sockets may have one key, and one socket several keys. The end of the connection ends it.
+
+        Args:
+            key: The key, such as a user's id.
+            exclusive: Take over from all others that have it: they are closed with 4009.
 
         Raises:
             ConfigurationError: The app has no channels.
@@ -312,7 +316,7 @@ class WebSocket(Session, Generic[In, Out]):
         channels = getattr(self.app, "channels", None)
         if channels is None:
             raise ConfigurationError("ws.tag() needs channels: App(channels=Channels())")
-        await channels.tag(self, key)
+        await channels.tag(self, key, exclusive=exclusive)
 
     # Sending
 

@@ -39,11 +39,11 @@ driver's handshakes in time."""
 # The guard
 
 ALLOWED = {
-    "echo": (5, 105),
-    "json": (10, 145),
-    "typed": (10, 145),
-    "connect": (106, 1720),
-    "depends": (160, 2580),
+    "echo": (5, 107),
+    "json": (10, 147),
+    "typed": (10, 147),
+    "connect": (92, 1680),
+    "depends": (146, 2490),
 }
 """Calls and steps that a message or a connection may take inside of asgiws, on the Python and the loop that take most.
 

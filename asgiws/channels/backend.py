@@ -79,6 +79,7 @@ class Present(msgspec.Struct, frozen=True):
         connection: Of the connection.
         meta: What the member tells of itself, as JSON.
         tells: Whether those who watch the topic are told who comes and goes.
+        grace: For how many seconds it still counts as present after it has left.
     """
 
     topic: str
@@ -86,6 +87,7 @@ class Present(msgspec.Struct, frozen=True):
     connection: str
     meta: bytes
     tells: bool
+    grace: float = 0.0
 
 
 class Backend(Protocol):
@@ -122,10 +124,16 @@ class Backend(Protocol):
         """
 
     async def enter(self, present: Present, lease: float) -> None:
-        """Note that a connection is present, for so many seconds. The first one of its key is told with `arrival`."""
+        """Note that a connection is present, for so many seconds.
+
+        Of the first one of its key those who watch are told.
+        """
 
     async def leave(self, present: Present) -> None:
-        """Note that a connection has gone. The last one of its key is told with `departure`."""
+        """Note that a connection has gone, or if it has a grace that its time is up then.
+
+        Of the last one of its key those who watch are told.
+        """
 
     async def renew(self, present: Collection[Present], lease: float) -> None:
         """Note that connections are still present, for so many seconds from now; forgotten ones are entered again.

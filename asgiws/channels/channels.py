@@ -35,6 +35,12 @@ _NOWHERE = Position("", 0)
 GOODBYE = 2.0
 """Seconds that it may take to tell the broker that a member has gone."""
 
+TAKEN_OVER = 4009
+"""The code of a connection in whose place a newer one of the same user has come."""
+
+NEWEST = 5.0
+"""Seconds at most until a socket that takes the place of others has seen its own order to them."""
+
 
 class Channels(Hub):
     """Topics in the memory of this process, or on a broker that many processes share.
@@ -43,7 +49,7 @@ class Channels(Hub):
 
     Args:
         backend: Left out, memory. A URL such as "redis://localhost:6379/0" for Redis or Valkey, which needs
-            `pip install asgiws[redis]`. Or any `asgiws.channels.Backend`.
+            `pip install asgiws[redis]`, or a client of `redis.asyncio`. Or any `asgiws.channels.Backend`.
         history: How many publications of a topic are kept for those who come back.
         ttl: For how many seconds after the last one.
         topics: Options by pattern (`fnmatch`: "room:*"), for the topics that are to be kept in another way; the first
@@ -58,7 +64,7 @@ class Channels(Hub):
 
     def __init__(
         self,
-        backend: "str | Backend | None" = None,
+        backend: "str | Backend | Any" = None,
         *,
         history: int = 0,
         ttl: float = 300.0,
@@ -326,7 +332,7 @@ class Channels(Hub):
             return
         present = Present(
             topic.name, checked_name(member.key, "the key of a member"), connection, encode_message(member.meta),
-            topic.tells_presence,
+            topic.tells_presence, self._options_of(topic.name).grace,
         )  # fmt: skip
         if size_of(present.meta) > self._message_bytes:
             raise ChannelsError(f"the meta of a member has at most {self._message_bytes} bytes")
@@ -339,6 +345,8 @@ class Channels(Hub):
             with anyio.move_on_after(GOODBYE, shield=True):
                 try:
                     await self._backend.leave(present)
+                    if present.grace:
+                        self._see_off(topic.name, present.grace)
                 except ChannelsError as error:  # its lease runs out
                     logger().debug("%s could not be told to have left %r: %s", member.key, topic.name, error)
 
@@ -361,11 +369,17 @@ class Channels(Hub):
             self.spoilt()
             return None
 
-    async def tag(self, ws: Session, key: str) -> Callable[[], None]:
+    async def tag(self, ws: Session, key: str, *, exclusive: bool = False) -> Callable[[], None]:
         """Have a socket reached by a key, until it ends or the function is called that this gives.
 
+        Args:
+            ws: The socket, accepted.
+            key: The key.
+            exclusive: Close all others that have it, in any process, with 4009. Of several that come at once the last
+                one stays.
+
         Raises:
-            BrokerError: The broker cannot be reached.
+            BrokerError: The broker cannot be reached; the socket is not tagged then.
             ChannelsError: The key cannot be one, the socket is not one of an `App`, or the channels are not open.
             WebSocketStateError: The socket is not accepted, or was closed by you.
             WebSocketDisconnect: The client has gone.
@@ -376,6 +390,17 @@ class Channels(Hub):
         if ws._phase is not OPEN:
             ws._refuse("tag it")
         name = user_topic(key)
+        untag = await self._tagged(ws, name, exclusive=exclusive)
+        if exclusive:
+            order = encode(Order(TAKEN_OVER, "connected elsewhere")).decode()
+            try:
+                await self._publish(Publication(name, None, "close", order, exclude=ws.id))
+            except BaseException:
+                untag()
+                raise
+        return untag
+
+    async def _tagged(self, ws: Session, name: str, *, exclusive: bool) -> Callable[[], None]:
         at_end = Outbox.of(ws).at_end
         if name in at_end:
             return at_end[name]
@@ -384,6 +409,8 @@ class Channels(Hub):
             ws, name, self._dropped, policy=Policy("close"), transform=None, envelope=False, notice=None, strict=False
         )
         topic.sockets[member] = None
+        if exclusive:
+            member.newest_until = anyio.current_time() + NEWEST
         member.begin(Page(topic.position or _NOWHERE, []), Joined(topic.position or _NOWHERE))
 
         def untag() -> None:
@@ -447,13 +474,17 @@ def _last_of(entries: Sequence[Publication], size: int) -> Sequence[Publication]
 def _backend_of(backend: Any, prefix: str) -> Backend:
     if backend is None:
         return MemoryBackend()
-    if not isinstance(backend, str):
+    if isinstance(backend, str):
+        scheme, _, kind = backend.partition(":")[0].partition("+")
+        is_redis = scheme in ("redis", "rediss", "unix", "valkey", "valkeys") and kind in ("", "sentinel", "cluster")
+    else:
         if all(hasattr(backend, name) for name in ("open", "publish", "watch", "read")):
             found: Backend = backend
             return found
-        raise ChannelsError(f"Channels takes a URL or a backend, got {backend!r}")
-    scheme, _, kind = backend.partition(":")[0].partition("+")
-    if scheme in ("redis", "rediss", "unix", "valkey", "valkeys") and kind in ("", "sentinel", "cluster"):
+        is_redis = any(one.__module__.startswith("redis.") for one in type(backend).__mro__)
+        if not is_redis:
+            raise ChannelsError(f"Channels takes a URL, a client of redis.asyncio or a backend, got {backend!r}")
+    if is_redis:
         from .redis import RedisBackend  # noqa: PLC0415 - an extra
 
         return RedisBackend(backend, prefix=prefix)

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import random
 from _thread import get_ident
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +23,10 @@ from .topics import Topic
 
 RETRY_LEAST, RETRY_MOST = 0.05, 5.0
 """Seconds to wait before a history is read again that could not be read."""
+
+
+LATE = 0.05
+"""Seconds after which a time that is up on the broker is also up for certain."""
 
 
 COUNTERS_EVERY = 900.0
@@ -49,7 +53,8 @@ class Hub:
         self._hooks: list[Callable[[bool], Any]] = []
         self._opened = 0
         self._changing: anyio.Event | None = None
-        self._scope: anyio.CancelScope | None = None
+        self._scopes: set[anyio.CancelScope] = set()  # of the tasks that end when they are closed
+        self._leaving: dict[str, bool] = {}  # topics that somebody has left; whether since the last look somebody has
         self._token: Any = None
         self._thread: int | None = None
         self._dropped: collections.Counter[str] = collections.Counter()
@@ -87,8 +92,7 @@ class Hub:
                 await self._backend.open(self)
                 self._token, self._thread = loop_token(), get_ident()
                 self._healthy = True
-                self._scope = anyio.CancelScope()
-                spawn(functools.partial(self._renew, self._scope))
+                self._until_closed(self._renew)
         self._opened += 1
         return self
 
@@ -108,8 +112,9 @@ class Hub:
         """Close them."""
         self._opened -= 1
         if not self._opened:
-            if self._scope is not None:
-                self._scope.cancel()
+            for scope in self._scopes:
+                scope.cancel()
+            self._leaving.clear()
             self._token = self._thread = None
             self._healthy = False
             topics, self._topics = self._topics, {}
@@ -125,20 +130,51 @@ class Hub:
                 "these channels are not open: pass them to App(channels=...), or `async with channels:`"
             )
 
-    async def _renew(self, scope: anyio.CancelScope) -> None:
-        """Renew the leases of who is present, and look whether a last publication was missed, until the end."""
-        with scope:
-            while True:
-                await anyio.sleep(self._lease / 3 * random.uniform(0.8, 1.0))  # noqa: S311 - so that not all do it at once
-                try:
-                    if self._present:
-                        await self._backend.renew(self._present, self._lease)
-                    if self._backend.shared:
-                        await self._look_over()
-                except BrokerError as error:
-                    logger().debug("leases could not be renewed: %s", error)
-                except Exception:  # noqa: BLE001 - nobody waits for this task
-                    logger().exception("leases could not be renewed")
+    def _until_closed(self, job: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Run a job beside, at the latest until they are closed."""
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await job(*arguments)
+            finally:
+                self._scopes.discard(scope)
+
+        spawn(run)
+
+    async def _renew(self) -> None:
+        """Renew the leases of who is present, and look whether a last publication was missed."""
+        while True:
+            await anyio.sleep(self._lease / 3 * random.uniform(0.8, 1.0))  # noqa: S311 - so that not all do it at once
+            try:
+                if self._present:
+                    await self._backend.renew(self._present, self._lease)
+                if self._backend.shared:
+                    await self._look_over()
+            except BrokerError as error:
+                logger().debug("leases could not be renewed: %s", error)
+            except Exception:  # noqa: BLE001 - nobody waits for this task
+                logger().exception("leases could not be renewed")
+
+    def _see_off(self, topic: str, grace: float) -> None:
+        """Have it told when somebody's grace in a topic is over."""
+        if not self._opened:
+            return
+        if topic not in self._leaving:
+            self._until_closed(self._look_who_left, topic, grace)
+        self._leaving[topic] = True
+
+    async def _look_who_left(self, topic: str, grace: float) -> None:
+        while self._leaving.get(topic):
+            self._leaving[topic] = False
+            await anyio.sleep(grace + LATE)
+            try:
+                await self._backend.present(topic)
+            except ChannelsError as error:  # the next look at all topics does it
+                logger().debug("who has left %r could not be told: %s", topic, error)
+        self._leaving.pop(topic, None)
 
     async def _look_over(self) -> None:
         """Look for what nobody tells: the last publication that was lost, and who has died with a process."""

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import msgspec
 
 from ..log import logger
@@ -34,11 +35,13 @@ class Membership:
         plain: It takes publications as they are.
         outbox: Its line.
         joined: What it began with; not set before it has begun.
+        newest_until: It is to take the place of others, and has not seen its own order to them yet: until then, or this
+            moment, orders of others to do so are older.
     """
 
     __slots__ = (
         "_after", "_envelope", "_held", "_notice", "_policy", "_strict", "_tally", "_topic", "_transform", "id",
-        "joined", "outbox", "plain", "ws",
+        "joined", "newest_until", "outbox", "plain", "ws",
     )  # fmt: skip
 
     joined: Joined
@@ -67,6 +70,7 @@ class Membership:
         self._held: list[Publication | Lost] | None = []
         self._after: Position | None = None
         self.plain = False
+        self.newest_until = 0.0
         self.outbox = Outbox.of(ws)
 
     def __repr__(self) -> str:
@@ -122,9 +126,11 @@ class Membership:
 
     def _pass_on(self, publication: Publication) -> None:
         if publication.exclude is not None and publication.exclude == self.id:
+            self.newest_until = 0.0
             return
         if publication.kind == "close":
-            self._close(publication)
+            if publication.exclude is None or not self.newest_until or anyio.current_time() > self.newest_until:
+                self._close(publication)
             return
         key = None
         try:

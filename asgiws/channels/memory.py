@@ -47,6 +47,7 @@ class MemoryBackend:
         )  # the first was not looked at for the longest time
         self._watched: set[str] = set()
         self._present: dict[str, dict[str, dict[str, bytes]]] = {}
+        self._leaving: dict[str, dict[Present, float]] = {}  # until when they count
         self._receiver: Receiver | None = None
 
     async def open(self, receiver: Receiver) -> None:
@@ -60,6 +61,7 @@ class MemoryBackend:
         self._generation += 1
         self._watched.clear()
         self._present.clear()
+        self._leaving.clear()
 
     async def publish(self, publication: Publication, keep: Keep) -> Position:
         """See `Backend.publish`."""
@@ -153,6 +155,12 @@ class MemoryBackend:
 
     async def leave(self, present: Present) -> None:
         """See `Backend.leave`."""
+        if present.grace and present.connection in self._present.get(present.topic, {}).get(present.key, {}):
+            self._leaving.setdefault(present.topic, {})[present] = time.monotonic() + present.grace
+        else:
+            self._forget_present(present)
+
+    def _forget_present(self, present: Present) -> None:
         members = self._present.get(present.topic, {})
         connections = members.get(present.key, {})
         was_there = connections.pop(present.connection, None) is not None
@@ -169,4 +177,10 @@ class MemoryBackend:
 
     async def present(self, topic: str) -> Mapping[str, bytes]:
         """See `Backend.present`."""
+        leaving, now = self._leaving.get(topic, {}), time.monotonic()
+        for one in [one for one, until in leaving.items() if until <= now]:
+            del leaving[one]
+            self._forget_present(one)
+        if not leaving:
+            self._leaving.pop(topic, None)
         return {key: next(reversed(metas.values())) for key, metas in self._present.get(topic, {}).items()}

@@ -18,6 +18,8 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
         history: How many publications are kept; 0 for none.
         ttl: For how many seconds after the last one.
         presence: Tell the members of a topic who comes and goes.
+        grace: For how many seconds somebody still counts as present whose last connection has gone: who is back by then
+            has not left, and nobody is told.
 
     Raises:
         ChannelsError: One of them cannot be.
@@ -26,10 +28,12 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
     history: int = 0
     ttl: float = 300.0
     presence: bool = False
+    grace: float = 0.0
 
     def __post_init__(self) -> None:
         checked_number("history", self.history, 0, whole=True)
         checked_number("ttl", self.ttl, 0.001)
+        checked_number("grace", self.grace, 0)
 
 
 class Member(msgspec.Struct, frozen=True):

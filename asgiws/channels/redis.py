@@ -18,7 +18,7 @@ from ..errors import BrokerError, ChannelsError
 from ..log import logger
 from .backend import Keep, Page, Present, Receiver, presence_change, reason_against
 from .publication import USER, Kind, Order, Position, Publication
-from .redis_link import plain_url, sentinel, single
+from .redis_link import place_of
 from .redis_scripts import PRESENCE, PUBLISH
 from .redis_servers import RETRY_LEAST, RUN, Cluster, Servers, parts
 
@@ -49,25 +49,24 @@ class RedisBackend:
     """Topics on a Redis or Valkey server, or on several.
 
     Args:
-        url: redis://, rediss:// or unix://, with user, password, database and redis-py's options for a connection.
+        source: redis://, rediss:// or unix://, with user, password, database and redis-py's options for a connection.
             redis+sentinel://host:port,host:port/name for a master that Sentinels know, redis+cluster://host:port for
-            a cluster. "valkey" may stand for "redis".
+            a cluster. "valkey" may stand for "redis". Or an asyncio client of redis-py's, after whose settings
+            connections are made; its own are not used.
         prefix: What all keys begin with.
 
     Raises:
-        ChannelsError: The URL cannot work.
+        ChannelsError: The source cannot work.
     """
 
     shared = True
 
-    def __init__(self, url: str, *, prefix: str) -> None:
-        kind, self._url = plain_url(url)
+    def __init__(self, source: Any, *, prefix: str) -> None:
+        self._place = place_of(source)
         self._prefix = prefix
         self._instance = secrets.token_hex(8)
         self._epochs = itertools.count(1)
         self._receiver: Receiver | None = None
-        self._kind = kind
-        self._connect = sentinel(self._url) if kind == "sentinel" else single(self._url)
         self._servers: Servers | Cluster | None = None
         self._down = 0
         self._moved: set[str] = set()
@@ -79,7 +78,8 @@ class RedisBackend:
             raise ChannelsError("channels on Redis need asyncio, since redis-py does: this program runs on trio")
         self._receiver = receiver
         self._down = 0
-        servers = Cluster(self._url, self) if self._kind == "cluster" else Servers(self._connect, self)
+        connect, make = self._place
+        servers = Servers(connect, self) if make is None else Cluster(connect, make, self)
         await servers.open()
         self._servers = servers
 
@@ -270,7 +270,10 @@ class RedisBackend:
 
     async def leave(self, present: Present) -> None:
         """See `Backend.leave`."""
-        await self._presence("leave", present, 3600, _lease(present))
+        if present.grace:
+            await self._presence("renew", present, present.grace, _lease(present))
+        else:
+            await self._presence("leave", present, 0, _lease(present))
 
     async def renew(self, present: Collection[Present], lease: float) -> None:
         """See `Backend.renew`."""
@@ -286,7 +289,7 @@ class RedisBackend:
     async def present(self, topic: str) -> Mapping[str, bytes]:
         """See `Backend.present`."""
         nobody = Present(topic, "", "", b"", tells=False)
-        await self._presence("leave", nobody, 3600)
+        await self._presence("leave", nobody, 0)
         key = self._presence_keys(topic)[2]
         metas = await self._all.ask(key, lambda server: server.call("HGETALL", key))
         pairs = metas.items() if isinstance(metas, dict) else zip(metas[::2], metas[1::2], strict=True)

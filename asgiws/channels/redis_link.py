@@ -1,4 +1,4 @@
-"""One connection to a Redis or Valkey server, and the servers behind a URL.
+"""One connection to a Redis or Valkey server, and the servers behind a URL or a client of redis-py's.
 
 redis-py's connections are used, but not its clients: those try a command again that may have been executed, and
 subscribe again after a break without a word.
@@ -7,8 +7,8 @@ subscribe again after a break without a word.
 import asyncio
 import collections
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ..errors import BrokerError, ChannelsError
@@ -18,6 +18,7 @@ try:
     import redis.asyncio as aio
     from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import SentinelConnectionPool
     from redis.backoff import NoBackoff
     from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 except ModuleNotFoundError as error:
@@ -31,7 +32,7 @@ ANSWER_WITHIN = 5.0
 PING_EVERY = 10.0
 """Seconds of silence after which a server is asked whether it is there."""
 
-# The query of a URL must not change these: a payload is bytes, and nothing is tried twice.
+# A URL's query or a client must not change these: a payload is bytes, and nothing is tried twice.
 _FIXED: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
@@ -195,22 +196,38 @@ def _told(error: Exception | None) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+Make = Callable[..., Any]
+"""Makes a connection of redis-py's that is not open yet; it takes another host and port than its own."""
+
 Connect = Callable[[], Awaitable[Any]]
-"""Gives a connection of redis-py's that is not open yet."""
+"""Gives such a connection to the server that is in charge now."""
 
 
-def connection_to(url: str, **address: Any) -> Any:
-    """A connection as a URL says it, but for what must be as it is here.
+class Place(NamedTuple):
+    """Where the servers are.
+
+    Attributes:
+        connect: Gives connections to the one server; of a cluster to any node.
+        make: Makes connections to the nodes of a cluster; None if it is none.
+    """
+
+    connect: Connect
+    make: Make | None = None
+
+
+def place_of(source: Any) -> Place:
+    """Where a URL or a client of redis-py's says that the servers are.
 
     Raises:
-        ChannelsError: The URL cannot work.
+        ChannelsError: It cannot work.
     """
-    try:
-        options = {"socket_connect_timeout": ANSWER_WITHIN, **parse_url(url), **_FIXED, **address}
-        cls = options.pop("connection_class", aio.Connection)
-        return cls(**options)
-    except (ValueError, TypeError) as error:
-        raise ChannelsError(f"the URL of the broker cannot work: {error}") from None
+    if not isinstance(source, str):
+        return _place_of_client(source)
+    kind, url = plain_url(source)
+    if kind == "cluster":
+        make = made_by(url)
+        return Place(single(make), make)
+    return Place(_by_sentinel_url(url) if kind == "sentinel" else single(made_by(url)))
 
 
 def plain_url(url: str) -> tuple[str, str]:
@@ -220,18 +237,37 @@ def plain_url(url: str) -> tuple[str, str]:
     return kind, base.replace("valkey", "redis") + colon + rest
 
 
-def single(url: str) -> Connect:
-    """To the one server of a URL."""
-    connection_to(url)  # refuse it now
+def made_by(url: str) -> Make:
+    """Makes connections as a URL says it, but for what must be as it is here; raises ChannelsError."""
+    try:
+        options = dict(parse_url(url))
+    except (ValueError, TypeError) as error:
+        raise ChannelsError(f"the URL of the broker cannot work: {error}") from None
+    return _maker(options.pop("connection_class", aio.Connection), options)
+
+
+def _maker(cls: Any, options: dict[str, Any]) -> Make:
+    def make(**address: Any) -> Any:
+        return cls(**{"socket_connect_timeout": ANSWER_WITHIN, **options, **_FIXED, **address})
+
+    try:
+        make()
+    except (ValueError, TypeError) as error:
+        raise ChannelsError(f"the URL of the broker cannot work: {error}") from None
+    return make
+
+
+def single(make: Make) -> Connect:
+    """To the one server to which connections are made."""
 
     async def connect() -> Any:
-        return connection_to(url)
+        return make()
 
     return connect
 
 
-def sentinel(url: str) -> Connect:
-    """To the master that the Sentinels of a URL know: redis+sentinel://host:port,host:port/name/db.
+def _by_sentinel_url(url: str) -> Connect:
+    """As `_by_sentinels`, of a URL: redis+sentinel://host:port,host:port/name/db.
 
     User and password are the master's; the query is for the connections to it.
     """
@@ -241,18 +277,22 @@ def sentinel(url: str) -> Connect:
     if not hosts or not name:
         raise ChannelsError("a Sentinel URL has hosts and the master's name: redis+sentinel://host:26379,host2/name")
     watchers = [
-        urlunsplit(("redis", host if ":" in host.rpartition("]")[2] else f"{host}:26379", "", "", ""))
+        made_by(urlunsplit(("redis", host if ":" in host.rpartition("]")[2] else f"{host}:26379", "", "", "")))
         for host in hosts.split(",")
     ]
-    master_url = urlunsplit(
-        (parts.scheme, f"{credentials}@master" if credentials else "master", f"/{db}", parts.query, "")
+    master = made_by(
+        urlunsplit((parts.scheme, f"{credentials}@master" if credentials else "master", f"/{db}", parts.query, ""))
     )
-    connection_to(master_url)  # refuse it now
+    return _by_sentinels(watchers, name, master)
+
+
+def _by_sentinels(watchers: Sequence[Make], name: str, master: Make) -> Connect:
+    """To the master that Sentinels know by a name."""
 
     async def connect() -> Any:
         problem: Exception = BrokerError(f"no Sentinel knows a master by the name {name!r}")
         for watcher in watchers:
-            link = Link(connection_to(watcher))
+            link = Link(watcher())
             try:
                 await link.open()
                 async with asyncio.timeout(ANSWER_WITHIN):
@@ -264,7 +304,40 @@ def sentinel(url: str) -> Connect:
                 await link.close()
             problem = BrokerError(f"no Sentinel knows a master by the name {name!r}")
             if found:
-                return connection_to(master_url, host=found[0].decode(), port=int(found[1]))
+                return master(host=found[0].decode(), port=int(found[1]))
         raise BrokerError(f"no Sentinel tells where the master is: {_told(problem)}")
 
     return connect
+
+
+# Of a client's settings those that say where and who. What else redis-py keeps there is for its own connections.
+_WHERE_AND_WHO = {
+    "host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
+    "socket_connect_timeout", "socket_keepalive",
+}  # fmt: skip
+
+
+def _place_of_client(client: Any) -> Place:
+    if isinstance(client, aio.RedisCluster):
+        node = client.startup_nodes[0]
+        make = _made_like(node)
+        return Place(single(make), make)
+    if not isinstance(client, aio.Redis):
+        raise ChannelsError(
+            f"Channels takes an asyncio client of redis-py (redis.asyncio), got {type(client).__module__}."
+            f"{type(client).__qualname__}"
+        )
+    pool: Any = client.connection_pool
+    make = _made_like(pool)
+    if not isinstance(pool, SentinelConnectionPool):
+        return Place(single(make))
+    watchers = [_made_like(one.connection_pool) for one in pool.sentinel_manager.sentinels]
+    return Place(_by_sentinels(watchers, pool.service_name, make))
+
+
+def _made_like(pool: Any) -> Make:
+    """Makes connections like those of a pool, or of a node."""
+    kind, settings = pool.connection_class, pool.connection_kwargs
+    chosen = {key: value for key, value in settings.items() if key in _WHERE_AND_WHO or key.startswith("ssl_")}
+    plain = next(one for one in (aio.SSLConnection, aio.UnixDomainSocketConnection, object) if issubclass(kind, one))
+    return _maker(aio.Connection if plain is object else plain, chosen)

@@ -87,7 +87,9 @@ else
   for at = 4, #ARGV do drop(ARGV[at]) end
 end
 if redis.call('ZCARD', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
-for at = 1, 3 do redis.call('PEXPIRE', KEYS[at], ARGV[2] * 2) end
+for at = 1, 3 do  -- others may have a longer lease
+  if redis.call('PTTL', KEYS[at]) < ARGV[2] * 2 then redis.call('PEXPIRE', KEYS[at], ARGV[2] * 2) end
+end
 if #joined + #left > 0 then
   redis.call(ARGV[3], KEYS[4], '::P' .. cmsgpack.pack({joined, left}))
 end

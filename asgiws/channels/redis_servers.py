@@ -14,7 +14,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptErr
 
 from ..errors import BrokerError
 from ..log import logger
-from .redis_link import ANSWER_WITHIN, Connect, Link, connection_to, ignored, single
+from .redis_link import ANSWER_WITHIN, Connect, Link, Make, ignored
 from .redis_scripts import PRESENCE, PUBLISH
 
 BACK_WITHIN = 2.0
@@ -320,12 +320,14 @@ class Cluster:
     """The masters of a cluster, each with a part of the topics.
 
     Args:
-        url: To any of its nodes.
+        connect: Gives connections to any node.
+        make: Makes connections to its nodes.
         owner: Whose they are.
     """
 
-    def __init__(self, url: str, owner: Owner) -> None:
-        self._url = url
+    def __init__(self, connect: Connect, make: Make, owner: Owner) -> None:
+        self._connect = connect
+        self._make = make
         self._owner = owner
         self._by_address: dict[tuple[str, int], Server] = {}
         self._slots: list[tuple[int, int, Server]] = []
@@ -336,7 +338,7 @@ class Cluster:
     async def open(self) -> None:
         """Find and reach the masters; raises BrokerError."""
         try:
-            await self._look([single(self._url)])
+            await self._look([self._connect])
         except BaseException:
             await self.close()
             raise
@@ -373,11 +375,11 @@ class Cluster:
         """Find out again which node has what."""
         known = [self._connect_to(address) for address in self._by_address]
         with contextlib.suppress(BrokerError):
-            await self._look([*known, single(self._url)])
+            await self._look([*known, self._connect])
 
     def _connect_to(self, address: tuple[str, int]) -> Connect:
         async def connect() -> Any:
-            return connection_to(self._url, host=address[0], port=address[1])
+            return self._make(host=address[0], port=address[1])
 
         return connect
 

@@ -59,10 +59,10 @@ async def nothing_left() -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def channels_on(url: str, **options: Any) -> AsyncIterator[Channels]:
+async def channels_on(source: Any, **options: Any) -> AsyncIterator[Channels]:
     """Channels on a broker, with keys of their own, that leave nothing behind."""
     async with nothing_left():
-        channels = Channels(url, **{"prefix": fresh(), **options})
+        channels = Channels(source, **{"prefix": fresh(), **options})
         async with channels:
             yield channels
             assert (channels._topics, channels._ready, channels._present) == ({}, {}, {})

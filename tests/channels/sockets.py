@@ -125,8 +125,8 @@ def running(*names: str) -> list[str]:
     return [name for name in (_WRAPPED.get(name, name) for name in found) if name in names]
 
 
-# On trio what can be cut runs inside a scope of its own.
-_WRAPPED = {"spawn_cut.<locals>.run": "Outbox._carry"}
+# What can be cut, and what ends when channels are closed, runs inside of a scope of its own.
+_WRAPPED = {"spawn_cut.<locals>.run": "Outbox._carry", "Hub._until_closed.<locals>.run": "Hub._renew"}
 
 
 def carriers() -> list[str]:

@@ -592,7 +592,98 @@ async def test_r12_whose_process_has_died_is_gone_when_its_lease_is(world: World
                 await anyio.lowlevel.checkpoint()
 
 
+async def test_r12_who_is_back_within_the_grace_has_not_left(world: World) -> None:
+    topics = {"*": TopicOptions(presence=True, grace=1.0)}
+    async with (
+        opened(world.backend(), topics=topics) as channels,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        elsewhere = channels
+        if world.shared:
+            elsewhere = await stack.enter_async_context(opened(world.backend(), topics=topics))
+        sees = await Client.connected()
+        for topic in ("back", "gone"):
+            await stack.enter_async_context(channels.join(sees.ws, topic, envelope=True))
+        first, second = await Client.connected(), await Client.connected()
+        for topic in ("back", "gone"):
+            async with elsewhere.join(first.ws, topic, presence=Member("anna")):
+                pass
+            assert await channels.presence(topic) == [Member("anna")]
+        async with channels.join(second.ws, "back", presence=Member("anna", "again")):
+            frames = await sees.until(functools.partial(has_length, 5))
+            await soon(lambda: not elsewhere._leaving)
+            assert await channels.presence("back") == [Member("anna", "again")]
+            assert await channels.presence("gone") == []
+        told = [(frame["topic"], frame["left"]) for frame in frames[2:]]
+        assert told == [("back", []), ("gone", []), ("gone", ["anna"])]
+        assert sees.frames == frames
+        await soon(lambda: not channels._leaving)
+        assert await channels.presence("back") == []
+    await soon(lambda: not channels._scopes)
+
+
 # The whole
+
+
+async def test_r11_of_several_sessions_that_want_to_be_the_only_one_the_last_stays(world: World) -> None:
+    channels = Channels(world.backend())
+    app = App(channels=channels)
+
+    @app.websocket("/{user}")
+    async def serve(ws: WebSocket, user: str, alone: bool = True) -> None:
+        await ws.accept()
+        await ws.tag(user, exclusive=alone)
+        await ws.send_text("ready")
+        async for _ in ws.iter_text():
+            await channels.send_to(user, "to the only one")
+
+    async with AsyncTestClient(app) as client:
+        async with (
+            client.websocket_connect("/anna?alone=0") as old,
+            client.websocket_connect("/anna?alone=0") as tab,
+            client.websocket_connect("/bert") as other,
+        ):
+            for ws in (old, tab, other):
+                assert await ws.receive_text() == "ready"
+            async with client.websocket_connect("/anna") as newer:
+                assert await newer.receive_text() == "ready"
+                for ws in (old, tab):
+                    await ws.expect_close(4009, reason="connected elsewhere")
+                async with client.websocket_connect("/anna") as newest:
+                    assert await newest.receive_text() == "ready"
+                    await newer.expect_close(4009)
+                    await newest.send_text("")
+                    assert await newest.receive_text() == "to the only one"
+                    await other.expect_no_message()
+        assert channels._topics == {}
+
+
+async def test_r11_of_sessions_that_come_at_once_just_one_stays(world: World) -> None:
+    channels = Channels(world.backend())
+    app = App(channels=channels)
+    ended: list[int | None] = []
+
+    @app.websocket("/")
+    async def serve(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.receive_text()
+        try:
+            await ws.tag("anna", exclusive=True)
+            await ws.send_text("ready")
+            async for _ in ws.iter_text():
+                pass
+        finally:
+            ended.append(ws.close_code)
+
+    async with AsyncTestClient(app) as client, contextlib.AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(client.websocket_connect("/")) for _ in range(10)]
+        for ws in sessions:
+            await ws.send_text("go")
+        await soon(lambda: len(ended) == 9)
+        assert ended == [4009] * 9
+        assert len(channels._topics) == 1
+        await channels.send_to("anna", "you")
+        assert channels.statistics().members == 1
 
 
 async def test_a_key_reaches_all_its_sockets_and_closes_them(world: World) -> None:

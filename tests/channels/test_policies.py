@@ -62,6 +62,12 @@ def test_lives_of_a_history_that_cannot_be(ttl: Any) -> None:
         TopicOptions(ttl=ttl)
 
 
+@pytest.mark.parametrize("grace", [-1, float("inf"), float("nan"), "1", None, True, 1e9])
+def test_graces_that_cannot_be(grace: Any) -> None:
+    with pytest.raises(ChannelsError, match="grace"):
+        TopicOptions(grace=grace)
+
+
 def test_options_that_can_be() -> None:
-    options = TopicOptions(history=0, ttl=0.001, presence=True)
-    assert (options.history, options.ttl, options.presence) == (0, 0.001, True)
+    options = TopicOptions(history=0, ttl=0.001, presence=True, grace=0.5)
+    assert (options.history, options.ttl, options.presence, options.grace) == (0, 0.001, True, 0.5)

@@ -245,11 +245,13 @@ async def test_r12_a_worker_is_killed_and_its_members_are_gone_when_their_lease_
 # The link
 
 
-async def load(channels: Channels, topic: str, stop: asyncio.Event) -> list[int]:
-    """Publish numbers until told to stop; those that have a position."""
+async def load(channels: Channels, topic: str, stop: asyncio.Event, most: int) -> list[int]:
+    """Publish numbers until told to stop, the last ones slowly; those that have a position."""
     acknowledged, number = [], 0
     while not stop.is_set():
         number += 1
+        if number > most:
+            await asyncio.sleep(PACE)
         try:
             await channels.publish(topic, number)
             acknowledged.append(number)
@@ -268,7 +270,7 @@ async def test_r6_a_link_that_is_cut_again_and_again_loses_nothing_that_is_kept(
             channels.subscribe("t", messages=10_000) as subscription,
         ):
             stop = asyncio.Event()
-            publishing = asyncio.create_task(load(publisher, "t", stop))
+            publishing = asyncio.create_task(load(publisher, "t", stop, most=7_000))
             for cuts in range(1, 6):
                 got = len(subscription._queue)
                 relay.cut()

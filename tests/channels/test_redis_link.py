@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import redis
+import redis.asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis.exceptions import ResponseError
 
 from asgiws.channels import BrokerError, Channels, ChannelsError, redis_link, redis_servers
-from asgiws.channels.redis_link import Link, connection_to, plain_url, sentinel
+from asgiws.channels.redis_link import Link, made_by, place_of, plain_url
 from asgiws.channels.redis_servers import answered
 from tests.channels.brokers import Relay, answering, nothing_left, stopped, until
 from tests.fakes import DEADLINE
@@ -36,7 +38,7 @@ def anyio_backend() -> str:
 async def linked(url: str, **options: Any) -> AsyncIterator[Link]:
     """A link that leaves nothing behind."""
     async with nothing_left():
-        link = Link(connection_to(url), **options)
+        link = Link(made_by(url)(), **options)
         await link.open()
         try:
             yield link
@@ -269,16 +271,16 @@ async def test_a_link_that_is_closed_leaves_no_connection(valkey: Valkey, slow: 
 async def test_a_server_that_is_not_there_or_does_not_answer_is_told_of(impatient: None) -> None:
     async with nothing_left():
         with pytest.raises(BrokerError, match="cannot be reached"):
-            await Link(connection_to(f"redis://127.0.0.1:{free_port()}")).open()
+            await Link(made_by(f"redis://127.0.0.1:{free_port()}")()).open()
         async with answering(None) as port:
             with pytest.raises(BrokerError, match="cannot be reached"):
-                await Link(connection_to(f"redis://:secret@127.0.0.1:{port}")).open()
+                await Link(made_by(f"redis://:secret@127.0.0.1:{port}")()).open()
     gc.collect()
 
 
 async def test_who_gives_up_while_it_connects_leaves_nothing_open() -> None:
     async with nothing_left(), answering(None) as port:
-        opening = asyncio.create_task(Link(connection_to(f"redis://:secret@127.0.0.1:{port}")).open())
+        opening = asyncio.create_task(Link(made_by(f"redis://:secret@127.0.0.1:{port}")()).open())
         await asyncio.sleep(0.05)  # it waits for an answer that never comes, whenever it is cancelled
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
@@ -292,11 +294,23 @@ async def test_a_password_is_given_and_a_wrong_one_is_told_of_without_being_told
             assert await link.start("PING") == b"PONG"
         for url in (f"redis://:wrong@127.0.0.1:{server.port}", f"redis://nobody:right@127.0.0.1:{server.port}"):
             with pytest.raises(BrokerError, match=r"cannot be reached: .*(WRONGPASS|invalid username)") as caught:
-                await Link(connection_to(url)).open()
+                await Link(made_by(url)()).open()
             assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
         server.command("ACL", "SETUSER", "ann", "on", ">päss wörd", "+@all", "~*", "&*")
         async with linked(f"redis://ann:p%C3%A4ss%20w%C3%B6rd@127.0.0.1:{server.port}") as link:
             assert await link.start("ACL", "WHOAMI") == b"ann"
+
+
+async def like(client: Any) -> bytes:
+    """What the server says of a connection that is made after a client's settings."""
+    link = Link(await place_of(client).connect())
+    await link.open()
+    try:
+        told: bytes = await link.start("CLIENT", "INFO")
+        assert isinstance(await link.start("ECHO", "x"), bytes)
+    finally:
+        await link.close()
+    return told
 
 
 async def test_a_server_on_a_unix_socket(tmp_path: pathlib.Path) -> None:
@@ -304,6 +318,32 @@ async def test_a_server_on_a_unix_socket(tmp_path: pathlib.Path) -> None:
     with Valkey("--unixsocket", str(path)):
         async with linked(f"unix://{path}?db=3") as link:
             assert b"db=3" in await link.start("CLIENT", "INFO")
+        assert b"db=4" in await like(redis.asyncio.Redis(unix_socket_path=str(path), db=4))
+
+
+async def test_a_client_of_redis_py_says_where_and_who_and_is_not_used() -> None:
+    with Valkey(password="secret") as server:
+        client = redis.asyncio.Redis(
+            port=server.port, password="secret", db=2, client_name="mine", decode_responses=True, protocol=3,
+            health_check_interval=1, max_connections=1, single_connection_client=False,
+        )  # fmt: skip
+        assert {b"db=2", b"name=mine", b"resp=2"} <= set((await like(client)).split())
+        async with Channels(client) as channels:
+            assert (await channels.publish("t", 1)).offset == 1
+        await client.aclose()
+        with pytest.raises(BrokerError, match=r"(?i)auth"):
+            await like(redis.asyncio.Redis(port=server.port))
+
+
+@pytest.mark.parametrize("client", [redis.Redis(), redis.asyncio.Connection(), redis.asyncio.ConnectionPool()])
+def test_another_object_of_redis_py_is_refused(client: Any) -> None:
+    with pytest.raises(ChannelsError, match=r"takes an asyncio client of redis-py \(redis.asyncio\), got redis\."):
+        Channels(client)
+
+
+def test_a_client_of_somebody_else_is_refused() -> None:
+    with pytest.raises(ChannelsError, match=r"takes a URL, a client of redis\.asyncio or a backend, got <object"):
+        Channels(object())
 
 
 # TLS
@@ -342,7 +382,11 @@ async def test_tls_by_url_and_only_with_a_certificate_that_can_be_checked(
             async with linked(f"{url}?{options}") as link:
                 assert b"db=3" in await link.start("CLIENT", "INFO")
         with pytest.raises(BrokerError, match="CERTIFICATE_VERIFY_FAILED"):
-            await Link(connection_to(url)).open()
+            await Link(made_by(url)()).open()
+        settings: dict[str, Any] = {"port": relay.port, "db": 3, "ssl": True}
+        assert b"db=3" in await like(redis.asyncio.Redis(**settings, ssl_ca_certs=str(certificate)))
+        with pytest.raises(BrokerError, match="CERTIFICATE_VERIFY_FAILED"):
+            await like(redis.asyncio.Redis(**settings))
 
 
 # URLs
@@ -392,7 +436,7 @@ def test_a_url_that_cannot_work_is_refused_at_once_and_without_its_password(url:
 
 def test_a_sentinel_url_may_leave_out_the_port_and_have_an_address_of_ipv6() -> None:
     for url in (
-        "redis://a,b:1,[::1],[::1]:2/name",
-        "redis://u:p@a/name/3?ssl_cert_reqs=none".replace("redis", "rediss"),
+        "redis+sentinel://a,b:1,[::1],[::1]:2/name",
+        "rediss+sentinel://u:p@a/name/3?ssl_cert_reqs=none",
     ):
-        assert callable(sentinel(url))
+        assert callable(place_of(url).connect)

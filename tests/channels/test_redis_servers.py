@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from redis.asyncio import RedisCluster
+from redis.asyncio.sentinel import Sentinel
 from redis.crc import key_slot
 
 from asgiws.channels import BrokerError, Channels, Keep, Publication, redis_servers
@@ -200,6 +202,23 @@ async def test_sentinel_the_topics_go_on_when_another_server_becomes_the_master(
             assert replica.command("PUBSUB", "NUMSUB", *replica.command("PUBSUB", "CHANNELS"))[1] == 1
 
 
+async def test_sentinel_by_a_client_of_redis_py() -> None:
+    with watched() as (master, _, sentinel):
+        sentinels: Any = Sentinel
+        known = sentinels([("127.0.0.1", free_port()), ("127.0.0.1", sentinel.port)])
+        async with (
+            channels_on(known.master_for("main"), history=100) as channels,
+            taking(channels, "subscription", "t", lost=True) as taker,
+        ):
+            await channels.publish("t", 1)
+            master.kill()
+            await published(channels, "t", 2)
+            assert [one for one in await taker.has(lambda items: 2 in items) if isinstance(one, int)] == [1, 2]
+        with pytest.raises(BrokerError, match="nosuch"):
+            async with Channels(known.master_for("nosuch")):
+                pytest.fail("there is no such master")
+
+
 async def test_sentinel_a_name_that_none_knows_is_told_though_another_one_is_gone() -> None:
     with Valkey() as master, Valkey(watches=master) as sentinel, pytest.raises(BrokerError, match="nosuch"):
         async with Channels(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}/nosuch"):
@@ -249,8 +268,11 @@ async def on_cluster(cluster: Cluster, **options: Any) -> AsyncIterator[tuple[Ch
         yield channels, prefix
 
 
-async def test_cluster_topics_on_all_nodes_go_to_their_members(cluster: Cluster) -> None:
-    async with on_cluster(cluster, history=10) as (channels, prefix), contextlib.AsyncExitStack() as stack:
+@pytest.mark.parametrize("by_client", [False, True])
+async def test_cluster_topics_on_all_nodes_go_to_their_members(cluster: Cluster, by_client: bool) -> None:
+    prefix = fresh()
+    source = RedisCluster(host="127.0.0.1", port=cluster.nodes[1].port) if by_client else cluster.url
+    async with channels_on(source, prefix=prefix, history=10) as channels, contextlib.AsyncExitStack() as stack:
         topics = [topic_of(cluster, node, prefix)[0] for node in range(3)] + [f"x{n}" for n in range(30)]
         takers = [await stack.enter_async_context(taking(channels, "envelope", topic)) for topic in topics]
         for n, topic in enumerate(topics):
