@@ -58,6 +58,7 @@ ORDER = (
     "channels.members",
     "channels.subscriptions",
     "channels.topics",
+    "channels.presence",
     "channels.hub",
     "channels.channels",
     "channels.script",

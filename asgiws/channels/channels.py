@@ -3,7 +3,6 @@
 # ruff: noqa: SLF001 - a membership is a part of the session
 import contextlib
 import functools
-import itertools
 from _thread import get_ident
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, overload
@@ -15,25 +14,21 @@ from ..background import call_in_loop
 from ..codes import check_code, cut_reason
 from ..connection import Connection
 from ..errors import ChannelsError, ProtocolError
-from ..log import logger
-from ..messages import encode, encode_message
+from ..messages import encode
 from ..session import Session
 from ..states import OPEN
-from .backend import Backend, Page, Present
+from .backend import Backend, Page
 from .hub import Hub
 from .members import Membership
 from .memory import MemoryBackend
 from .options import Member, TopicOptions, checked_number, checked_options
 from .outbox import Outbox
 from .policies import Joined, Notice, Overflow, Policy, latest, same
-from .publication import Order, Position, Publication, checked_name, checked_topic, payload_of, size_of, user_topic
+from .publication import Order, Position, Publication, checked_topic, payload_of, user_topic
 from .subscriptions import Subscription
 from .topics import Topic
 
 _NOWHERE = Position("", 0)
-
-GOODBYE = 2.0
-"""Seconds that it may take to tell the broker that a member has gone."""
 
 TAKEN_OVER = 4009
 """The code of a connection in whose place a newer one of the same user has come."""
@@ -78,7 +73,6 @@ class Channels(Hub):
         checked_number("lease", lease, 0.001)
         super().__init__(_backend_of(backend, prefix), options, lease)
         self._message_bytes = message_bytes
-        self._memberships = itertools.count(1)
 
     are_of_app = True  # a parameter that asks for them is refused where the app has none
 
@@ -244,7 +238,12 @@ class Channels(Hub):
                 joined = msgspec.structs.replace(joined, present=await self.presence(topic))
             await member.outbox.room_for(sum(entry.size for entry in page.entries), len(page.entries) + 1)
             member.begin(page, joined, ahead=page.position != used.position)
-            async with self._presence_of(used, f"{ws.id}.{next(self._memberships)}", presence):
+            async with contextlib.AsyncExitStack() as stack:
+                if presence is not None:
+                    options = self._options_of(topic)
+                    await stack.enter_async_context(
+                        self._presence.of(ws, topic, presence, options, self._message_bytes)
+                    )
                 try:
                     yield joined
                 finally:  # before it is told that it has left
@@ -325,31 +324,6 @@ class Channels(Hub):
 
     # Who is there
 
-    @contextlib.asynccontextmanager
-    async def _presence_of(self, topic: Topic, connection: str, member: Member | None) -> AsyncIterator[None]:
-        if member is None:
-            yield
-            return
-        present = Present(
-            topic.name, checked_name(member.key, "the key of a member"), connection, encode_message(member.meta),
-            topic.tells_presence, self._options_of(topic.name).grace,
-        )  # fmt: skip
-        if size_of(present.meta) > self._message_bytes:
-            raise ChannelsError(f"the meta of a member has at most {self._message_bytes} bytes")
-        self._present[present] = None
-        try:
-            await self._backend.enter(present, self._lease)
-            yield
-        finally:
-            self._present.pop(present, None)
-            with anyio.move_on_after(GOODBYE, shield=True):
-                try:
-                    await self._backend.leave(present)
-                    if present.grace:
-                        self._see_off(topic.name, present.grace)
-                except ChannelsError as error:  # its lease runs out
-                    logger().debug("%s could not be told to have left %r: %s", member.key, topic.name, error)
-
     async def presence(self, topic: str) -> list[Member]:
         """Who is present in a topic, in all processes.
 
@@ -358,16 +332,7 @@ class Channels(Hub):
             ChannelsError: The name cannot be a topic's, or the channels are not open.
         """
         self._check_open()
-        present = await self._backend.present(checked_topic(topic))
-        return [member for key, meta in sorted(present.items()) if (member := self._member(key, meta)) is not None]
-
-    def _member(self, key: str, meta: bytes) -> Member | None:
-        try:
-            return Member(key, msgspec.json.decode(meta))
-        except (msgspec.MsgspecError, UnicodeError) as error:  # anybody may write there
-            logger().warning("channels: the meta of %r could not be read, and is left out: %s", key, error)
-            self.spoilt()
-            return None
+        return await self._presence.everywhere(checked_topic(topic), self.spoilt)
 
     async def tag(self, ws: Session, key: str, *, exclusive: bool = False) -> Callable[[], None]:
         """Have a socket reached by a key, until it ends or the function is called that this gives.

@@ -16,17 +16,14 @@ from ..background import loop_token, spawn
 from ..errors import BrokerError, ChannelsError
 from ..log import logger
 from ..registry import checked_hook
-from .backend import Backend, Keep, Page, Present
+from .backend import Backend, Keep, Page
 from .options import ChannelsStatistics, TopicOptions
+from .presence import Presence
 from .publication import USER, Publication
 from .topics import Topic
 
 RETRY_LEAST, RETRY_MOST = 0.05, 5.0
 """Seconds to wait before a history is read again that could not be read."""
-
-
-LATE = 0.05
-"""Seconds after which a time that is up on the broker is also up for certain."""
 
 
 COUNTERS_EVERY = 900.0
@@ -47,14 +44,13 @@ class Hub:
         self._options = list(options)
         self._options_of = functools.lru_cache(4096)(self._find_options)
         self._lease = lease
+        self._presence = Presence(backend, lease, self._beside)
         self._topics: dict[str, Topic] = {}
         self._ready: dict[str, anyio.Event] = {}
-        self._present: dict[Present, None] = {}
         self._hooks: list[Callable[[bool], Any]] = []
         self._opened = 0
         self._changing: anyio.Event | None = None
         self._scopes: set[anyio.CancelScope] = set()  # of the tasks that end when they are closed
-        self._leaving: dict[str, bool] = {}  # topics that somebody has left; whether since the last look somebody has
         self._token: Any = None
         self._thread: int | None = None
         self._dropped: collections.Counter[str] = collections.Counter()
@@ -92,8 +88,10 @@ class Hub:
                 await self._backend.open(self)
                 self._token, self._thread = loop_token(), get_ident()
                 self._healthy = True
-                self._until_closed(self._renew)
-        self._opened += 1
+                self._opened = 1
+                self._beside(self._renew)
+        else:
+            self._opened += 1
         return self
 
     @contextlib.contextmanager
@@ -114,7 +112,7 @@ class Hub:
         if not self._opened:
             for scope in self._scopes:
                 scope.cancel()
-            self._leaving.clear()
+            self._presence.closed()
             self._token = self._thread = None
             self._healthy = False
             topics, self._topics = self._topics, {}
@@ -130,27 +128,29 @@ class Hub:
                 "these channels are not open: pass them to App(channels=...), or `async with channels:`"
             )
 
-    def _until_closed(self, job: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        """Run a job beside, at the latest until they are closed."""
+    def _beside(self, job: Callable[[], Awaitable[None]]) -> bool:
+        """Run a job beside, at the latest until they are closed; False if they are."""
+        if not self._opened:
+            return False
         scope = anyio.CancelScope()
         self._scopes.add(scope)
 
         async def run() -> None:
             try:
                 with scope:
-                    await job(*arguments)
+                    await job()
             finally:
                 self._scopes.discard(scope)
 
         spawn(run)
+        return True
 
     async def _renew(self) -> None:
         """Renew the leases of who is present, and look whether a last publication was missed."""
         while True:
             await anyio.sleep(self._lease / 3 * random.uniform(0.8, 1.0))  # noqa: S311 - so that not all do it at once
             try:
-                if self._present:
-                    await self._backend.renew(self._present, self._lease)
+                await self._presence.renew()
                 if self._backend.shared:
                     await self._look_over()
             except BrokerError as error:
@@ -158,27 +158,9 @@ class Hub:
             except Exception:  # noqa: BLE001 - nobody waits for this task
                 logger().exception("leases could not be renewed")
 
-    def _see_off(self, topic: str, grace: float) -> None:
-        """Have it told when somebody's grace in a topic is over."""
-        if not self._opened:
-            return
-        if topic not in self._leaving:
-            self._until_closed(self._look_who_left, topic, grace)
-        self._leaving[topic] = True
-
-    async def _look_who_left(self, topic: str, grace: float) -> None:
-        while self._leaving.get(topic):
-            self._leaving[topic] = False
-            await anyio.sleep(grace + LATE)
-            try:
-                await self._backend.present(topic)
-            except ChannelsError as error:  # the next look at all topics does it
-                logger().debug("who has left %r could not be told: %s", topic, error)
-        self._leaving.pop(topic, None)
-
     async def _look_over(self) -> None:
         """Look for what nobody tells: the last publication that was lost, and who has died with a process."""
-        entered = {one.topic for one in self._present}
+        entered = {one.topic for one in self._presence.here}
         for topic in list(self._topics.values()):
             if topic.tells_presence and topic.name not in entered:
                 await self._backend.present(topic.name)

@@ -65,7 +65,7 @@ async def channels_on(source: Any, **options: Any) -> AsyncIterator[Channels]:
         channels = Channels(source, **{"prefix": fresh(), **options})
         async with channels:
             yield channels
-            assert (channels._topics, channels._ready, channels._present) == ({}, {}, {})
+            assert (channels._topics, channels._ready, channels._presence.here) == ({}, {}, {})
 
 
 class Recorder:

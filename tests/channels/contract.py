@@ -128,7 +128,7 @@ async def opened(backend: Any, **options: Any) -> AsyncIterator[Channels]:
     channels = Channels(backend, **options)
     async with channels:
         yield channels
-        assert (channels._topics, channels._ready, channels._present) == ({}, {}, {})
+        assert (channels._topics, channels._ready, channels._presence.here) == ({}, {}, {})
         memory = innermost(backend)
         if isinstance(memory, MemoryBackend):
             assert (memory._watched, memory._present) == (set(), {})

@@ -126,7 +126,7 @@ def running(*names: str) -> list[str]:
 
 
 # What can be cut, and what ends when channels are closed, runs inside of a scope of its own.
-_WRAPPED = {"spawn_cut.<locals>.run": "Outbox._carry", "Hub._until_closed.<locals>.run": "Hub._renew"}
+_WRAPPED = {"spawn_cut.<locals>.run": "Outbox._carry", "Hub._beside.<locals>.run": "Hub._renew"}
 
 
 def carriers() -> list[str]:

@@ -36,7 +36,7 @@ async def channels() -> AsyncIterator[Channels]:
         yield opened
     assert opened._topics == {}
     assert opened._ready == {}
-    assert opened._present == {}
+    assert opened._presence.here == {}
 
 
 async def told(ws: Socket, server: FakeServer) -> list[Any]:

@@ -611,13 +611,13 @@ async def test_r12_who_is_back_within_the_grace_has_not_left(world: World) -> No
             assert await channels.presence(topic) == [Member("anna")]
         async with channels.join(second.ws, "back", presence=Member("anna", "again")):
             frames = await sees.until(functools.partial(has_length, 5))
-            await soon(lambda: not elsewhere._leaving)
+            await soon(lambda: not elsewhere._presence.leaving)
             assert await channels.presence("back") == [Member("anna", "again")]
             assert await channels.presence("gone") == []
         told = [(frame["topic"], frame["left"]) for frame in frames[2:]]
         assert told == [("back", []), ("gone", []), ("gone", ["anna"])]
         assert sees.frames == frames
-        await soon(lambda: not channels._leaving)
+        await soon(lambda: not channels._presence.leaving)
         assert await channels.presence("back") == []
     await soon(lambda: not channels._scopes)
 

@@ -16,7 +16,6 @@ from asgiws.channels import (
     GapError,
     Keep,
     Lost,
-    Member,
     Page,
     Position,
     Publication,
@@ -614,29 +613,6 @@ async def test_r11_who_cannot_tell_the_others_is_not_tagged(world: World) -> Non
             await ws.expect_close(1013)
         assert len(channels._topics["\0anna"].sockets) == 1
         await old.expect_no_message()
-
-
-async def test_r12_nobody_waits_for_a_grace_when_the_channels_are_closed() -> None:
-    async with Channels(topics={"*": TopicOptions(presence=True, grace=60)}) as channels:
-        client = await Client.connected()
-        async with channels.join(client.ws, "t", presence=Member("anna")):
-            pass
-        assert await channels.presence("t") == [Member("anna")]
-        assert len(channels._scopes) == 2
-    await soon(lambda: not channels._scopes)
-    async with channels:
-        assert await channels.presence("t") == []
-
-
-async def test_r12_who_leaves_while_the_others_are_seen_off_is_seen_off_too() -> None:
-    async with Channels(topics={"*": TopicOptions(presence=True, grace=0.1)}) as channels:
-        sees, client = await Client.connected(), await Client.connected()
-        async with channels.join(sees.ws, "t", envelope=True):
-            for name in ("anna", "bert"):
-                async with channels.join(client.ws, "t", presence=Member(name)):
-                    if name == "bert":
-                        await sees.until(lambda frames: any(frame.get("left") == ["anna"] for frame in frames))
-            await sees.until(lambda frames: any(frame.get("left") == ["bert"] for frame in frames))
 
 
 async def test_r17_a_socket_that_is_tagged_again_and_again_costs_nothing_more() -> None:

@@ -357,7 +357,7 @@ async def test_leases_are_renewed_and_failures_endured(caplog: pytest.LogCapture
     backend.errors["renew"] = [BrokerError("gone"), ValueError("bug")]
     async with Channels(backend, lease=0.01) as channels:
         present = Present("t", "anna", "c", b"null", tells=False)
-        channels._present[present] = None
+        channels._presence.here[present] = None
         await soon(lambda: backend.calls.count("renew anna") >= 4)
     assert caplog.text.count("leases could not be renewed") == 1
 

@@ -13,8 +13,17 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from asgiws.channels import BrokerError, Channels, Lost, Member, Position, TopicOptions, redis_link, redis_servers
-from asgiws.channels import channels as channels_module
+from asgiws.channels import (
+    BrokerError,
+    Channels,
+    Lost,
+    Member,
+    Position,
+    TopicOptions,
+    presence,
+    redis_link,
+    redis_servers,
+)
 from tests.channels import apps
 from tests.channels.brokers import PACE, Relay, channels_on, fresh, stopped, until
 from tests.channels.contract import Client, taking
@@ -338,7 +347,7 @@ async def test_a_publication_gets_a_position_or_raises_while_the_broker_is_gone_
 
 @pytest.mark.parametrize("when", ["at once", "when it is noticed", "while it waits"])
 async def test_r13_they_can_be_closed_while_the_broker_is_gone(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels_module, "GOODBYE", 0.2)
+    monkeypatch.setattr(presence, "GOODBYE", 0.2)
     with Valkey() as server:
         async with channels_on(server.url, topics={"*": TopicOptions(presence=True)}) as channels:
             client = await Client.connected()
