@@ -85,8 +85,9 @@ async def solved(
                 yield found
             finally:
                 held = _hold(connection)
-        # A cancellation that the clean-up was shielded from comes here, not into the close.
-        await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
+        if anyio.current_effective_deadline() <= anyio.current_time():
+            # A cancellation that the clean-up was shielded from comes here, not into the close.
+            await anyio.sleep(0)  # noqa: ASYNC115 - anyio.lowlevel is slow to import
         if refusal is not None:  # swallowed by an earlier dependency; who was refused must not be let in
             raise RuntimeError("a dependency cancelled the next one") if is_cancellation(refusal) else refusal
     finally:
@@ -143,6 +144,8 @@ class Solved:
 
     async def solve(self, plan: Plan) -> dict[str, Any]:
         """The arguments of a function, its dependencies first."""
+        if not plan.dependencies:
+            return plan(self.connection)
         arguments: dict[str, Any] = {}
         refused = False
         problems: list[ParameterProblem] = []
@@ -163,27 +166,29 @@ class Solved:
             raise ParameterError({str(one): one for one in problems + plan.problems(self.connection)}.values())
         return arguments | plan(self.connection)
 
-    def _look_into(self, dependency: Dependency) -> None:
-        """Note that the dependency is being looked into: an override may lead back to it. It is the last of those."""
+    @contextlib.contextmanager
+    def _looking_into(self, dependency: Dependency) -> Iterator[None]:
+        """Note that the dependency is being looked into: an override may lead back to it."""
         if dependency.call in self._running:
             chain = " -> ".join(map(name_of, (*self._running, dependency.call)))
             raise SignatureError(f"a dependency needs itself: {chain}", "Take one of them out of the overrides.")
         self._running.append(dependency.call)
+        try:
+            yield
+        finally:
+            self._running.pop()
 
     def _problems(self, dependency: Dependency) -> list[ParameterProblem]:
         """Every value that does not validate for a dependency that is not run any more."""
         if dependency.lifetime == SINGLETON:
             return []
         overrides = self.owner.dependency_overrides
-        self._look_into(dependency)
-        try:
+        with self._looking_into(dependency):
             below = [
                 problem
                 for _, one in dependency.plan.dependencies
                 for problem in self._problems(one.overridden(overrides))
             ]
-        finally:
-            self._running.pop()
         return below + dependency.plan.problems(self.connection)
 
     async def _value(self, dependency: Dependency) -> Any:
@@ -191,9 +196,10 @@ class Solved:
         if dependency.is_shared:
             return await self.owner.singleton(dependency)
         kept = dependency.kept_as
-        for level in (self, self._outer):
-            if level is not None and kept in level.values:
-                return level.values[kept]
+        if kept in self.values:
+            return self.values[kept]
+        if self._outer is not None and kept in self._outer.values:
+            return self._outer.values[kept]
         value = await self.make(dependency)
         if isinstance(self.connection, Session) and self.connection.application_state is DISCONNECTED:
             raise AnsweredError
@@ -204,18 +210,21 @@ class Solved:
 
     async def make(self, dependency: Dependency) -> Any:
         """A new value of a dependency, after all that it depends on itself."""
-        if dependency.plan.needs_body and isinstance(self.connection, Request):
+        plan = dependency.plan
+        if plan.needs_body and isinstance(self.connection, Request):
             await self.connection.body()
-        self._look_into(dependency)
-        try:
-            arguments = await self.solve(dependency.plan)
-        finally:
-            self._running.pop()
+        if not plan.dependencies:
+            arguments = plan(self.connection)
+        elif not self.owner.dependency_overrides:
+            arguments = await self.solve(plan)
+        else:
+            with self._looking_into(dependency):
+                arguments = await self.solve(plan)
         call = dependency.call
         if dependency.style == "coroutine":
             return await call(**arguments)
-        if dependency.cleans_up:
-            return await self._enter(dependency, arguments)
+        if dependency.manager is not None:
+            return await self._enter(dependency, dependency.manager(**arguments))
         if dependency.thread:
             value = await in_thread(functools.partial(call, **arguments))
         else:
@@ -223,15 +232,11 @@ class Solved:
                 value = call(**arguments)
         return await value if dependency.style == "function" and inspect.iscoroutine(value) else value
 
-    async def _enter(self, dependency: Dependency, arguments: dict[str, Any]) -> Any:
+    async def _enter(self, dependency: Dependency, manager: Any) -> Any:
         """What a generator yields; its clean-up waits for the end of what it lives for."""
-        call = dependency.call
-        manager: contextlib.AbstractAsyncContextManager[Any]
-        if dependency.style == "asyncgen":
-            manager = contextlib.asynccontextmanager(call)(**arguments)
-        else:
-            plain = contextlib.contextmanager(call)(**arguments)
-            manager = Threaded(plain) if dependency.thread else Inline(plain, functools.partial(self._watched, call))
+        if dependency.style == "generator":
+            watched = functools.partial(self._watched, dependency.call)
+            manager = Threaded(manager) if dependency.thread else Inline(manager, watched)
         if dependency.lifetime == HANDSHAKE and self.handshake is not None:
             return await self.handshake.enter(manager)
         if isinstance(manager, Inline):

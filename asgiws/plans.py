@@ -1,5 +1,6 @@
 """What is planned once and run for each connection: where the arguments of a function come from."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
@@ -85,6 +86,7 @@ class Dependency:
         lifetime: How long the value lives: `MESSAGE`, `HANDSHAKE`, `CONNECTION` or `SINGLETON`.
         replace: Gives the dependency on another function in its place.
         style: "class", "function", "coroutine", "generator" or "asyncgen".
+        manager: Makes the context manager of a generator, of its arguments.
         thread: Whether it is run in a worker thread.
         use_cache: Whether one connection asks it once.
         kept_as: Under which its value is kept for the next who asks; None if each asks anew.
@@ -98,6 +100,7 @@ class Dependency:
         "kept_as",
         "key",
         "lifetime",
+        "manager",
         "replace",
         "style",
         "thread",
@@ -127,6 +130,11 @@ class Dependency:
         self.lifetime = lifetime
         self.thread = thread
         self.style = style_of(call)
+        self.manager: Callable[..., Any] | None = None
+        if self.style == "asyncgen":
+            self.manager = contextlib.asynccontextmanager(call)
+        elif self.style == "generator":
+            self.manager = contextlib.contextmanager(call)
 
     @property
     def plan(self) -> Plan:
@@ -142,7 +150,7 @@ class Dependency:
     @property
     def cleans_up(self) -> bool:
         """Whether there is something to be done when its value is needed no more."""
-        return self.style in ("generator", "asyncgen")
+        return self.manager is not None
 
     @property
     def is_shared(self) -> bool:

@@ -43,7 +43,7 @@ ALLOWED = {
     "json": (10, 147),
     "typed": (10, 147),
     "connect": (92, 1680),
-    "depends": (146, 2490),
+    "depends": (126, 2320),
 }
 """Calls and steps that a message or a connection may take inside of asgiws, on the Python and the loop that take most.
 
