@@ -228,6 +228,53 @@ class HTTPBearer(_Authorization):
         return HTTPAuthorizationCredentials(*sent) if sent is not None else None
 
 
+class OAuth2PasswordBearer(_Authorization):
+    """The token of `Authorization: Bearer <token>` (RFC 6750, 2.1) as a str: `HTTPBearer` for those who know it so.
+
+    Args:
+        tokenUrl: Where a client gets its token, for documentation.
+        scheme_name: A name for documentation.
+        scopes: What a token may be for, for documentation.
+        description: For documentation.
+        auto_error: Whether a client without a token is refused with a 401. If not, the token is None.
+        refreshUrl: For documentation.
+        realm: What the token is for, as the client is told (RFC 9110, 11.5).
+
+    Raises:
+        ConfigurationError: The realm is not printable ASCII.
+    """
+
+    scheme = "Bearer"
+
+    def __init__(
+        self,
+        tokenUrl: str,  # noqa: N803 - FastAPI's name
+        scheme_name: str | None = None,
+        scopes: dict[str, str] | None = None,
+        description: str | None = None,
+        auto_error: bool = True,
+        refreshUrl: str | None = None,  # noqa: N803 - same
+        *,
+        realm: str | None = None,
+    ) -> None:
+        super().__init__(realm=realm, scheme_name=scheme_name, description=description, auto_error=auto_error)
+        self.token_url = tokenUrl
+        self.refresh_url = refreshUrl
+        self.scopes = dict(scopes or {})
+
+    async def __call__(self, connection: Connection) -> str | None:
+        """The token of a WebSocket or request.
+
+        Raises:
+            HTTPException: 401, there is none.
+        """
+        sent = self._sent(connection)
+        if sent is None:
+            self._missing()
+            return None
+        return sent[1]
+
+
 class HTTPBasic(_Authorization):
     """User name and password in `Authorization: Basic <base64>` (RFC 7617).
 

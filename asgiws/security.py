@@ -6,7 +6,7 @@ credentials and refuses a client without. Whether they are right is for the appl
 
 | helper | where the client puts the credentials | can a page send them with a WebSocket? |
 |---|---|---|
-| `HTTPBearer` | `Authorization: Bearer <token>` | no |
+| `HTTPBearer`, `OAuth2PasswordBearer` | `Authorization: Bearer <token>` | no |
 | `HTTPBasic` | `Authorization: Basic <base64>` | the browser does by itself |
 | `APIKeyHeader` | a header of your own | no |
 | `APIKeyQuery` | the query string, which servers write to their access logs | yes |
@@ -25,6 +25,7 @@ from .credentials import (
     HTTPBasic,
     HTTPBasicCredentials,
     HTTPBearer,
+    OAuth2PasswordBearer,
     SecurityBase,
     constant_time_compare,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "HTTPBasic",
     "HTTPBasicCredentials",
     "HTTPBearer",
+    "OAuth2PasswordBearer",
     "OriginPolicy",
     "SecurityBase",
     "SubprotocolToken",

@@ -55,8 +55,6 @@ def measure(run: Run, only: list[str], directory: Path) -> None:
     """Do the jobs, print each table as soon as it is there, and keep it."""
     for name, why in run.absent.items():
         print(f"{name} left out: {why}")
-    if "fanout" not in jobs():
-        print("fan-out left out: benchmarks/fanout.py is not written yet")
     versions = {peer.DISTRIBUTION: peers.version(peer) for peer in run.peers.values() if peer.DISTRIBUTION}
     where = about(versions, quick=run.quick)
     print(f"{where.python} on {where.cores} x {where.cpu}, {where.system}", flush=True)

@@ -133,7 +133,8 @@ COLUMNS = {
     "depends": "connect, 3 dependencies", "match_parameters_1000": "1,000 routes to 3", "memory": "idle memory",
     "instructions_echo": "instructions, echo", "instructions_connect": "instructions, connect",
     "server_messages": "echo, uvicorn", "server_p50": "round trip, uvicorn",
-    "server_handshakes": "handshakes, uvicorn", "rss": "idle memory, uvicorn", "import": "import, ms",
+    "server_handshakes": "handshakes, uvicorn", "rss": "idle memory, uvicorn", "fanout": "publish to 1,000",
+    "import": "import, ms",
 }  # fmt: skip
 """Which tables have a column in the summary, and its head."""
 

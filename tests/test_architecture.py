@@ -55,6 +55,7 @@ ORDER = (
     "channels.redis",
     "channels.outbox",
     "channels.policies",
+    "channels.listeners",
     "channels.members",
     "channels.subscriptions",
     "channels.topics",

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import functools
 import hmac
 import json
 import logging
@@ -26,6 +27,7 @@ from asgiws.security import (
     HTTPBasic,
     HTTPBasicCredentials,
     HTTPBearer,
+    OAuth2PasswordBearer,
     SecurityBase,
     SubprotocolToken,
     constant_time_compare,
@@ -39,6 +41,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.n
 Pairs = list[tuple[Any, Any]]
 
 BEARER = HTTPBearer()
+OAUTH2 = OAuth2PasswordBearer("token")
 BASIC = HTTPBasic()
 BEARER_CHALLENGE = 'Bearer realm="restricted"'
 BASIC_CHALLENGE = 'Basic realm="restricted", charset="UTF-8"'
@@ -125,8 +128,9 @@ NO_BEARER: list[tuple[str | bytes, ...]] = [
 
 
 @pytest.mark.parametrize("lines", NO_BEARER)
-async def test_what_is_no_bearer_token_is_refused_with_a_challenge(lines: tuple[str | bytes, ...]) -> None:
-    error = await refusal(BEARER, authorization(*lines))
+@pytest.mark.parametrize("helper", [BEARER, OAUTH2], ids=lambda helper: type(helper).__name__)
+async def test_what_is_no_bearer_token_is_refused_with_a_challenge(helper: Any, lines: tuple[str | bytes, ...]) -> None:
+    error = await refusal(helper, authorization(*lines))
     assert (error.status_code, error.detail) == (401, "Not authenticated")
     assert error.headers == {"WWW-Authenticate": BEARER_CHALLENGE}
 
@@ -134,6 +138,12 @@ async def test_what_is_no_bearer_token_is_refused_with_a_challenge(lines: tuple[
 @pytest.mark.parametrize("lines", NO_BEARER)
 async def test_what_is_no_bearer_token_is_none_without_auto_error(lines: tuple[str | bytes, ...]) -> None:
     assert await HTTPBearer(auto_error=False)(authorization(*lines)) is None
+    assert await OAuth2PasswordBearer("token", auto_error=False)(authorization(*lines)) is None
+
+
+@pytest.mark.parametrize("line", ["Bearer abc.def", "bearer abc.def", "BEARER   abc.def"])
+async def test_a_bearer_token_as_a_str(line: str) -> None:
+    assert await OAUTH2(authorization(line)) == "abc.def"
 
 
 # Basic
@@ -224,12 +234,13 @@ async def test_the_realm_is_quoted(realm: str, quoted: str) -> None:
     }
 
 
-@pytest.mark.parametrize("cls", [HTTPBearer, HTTPBasic])
+@pytest.mark.parametrize("cls", [HTTPBearer, HTTPBasic, functools.partial(OAuth2PasswordBearer, "token")])
 @pytest.mark.parametrize("realm", ["two\nlines", "a\r\nset-cookie: x", "nul\x00", "tab\t", "é", "€", 5, b"chat"])
 def test_a_realm_that_no_header_can_carry_is_refused(cls: Callable[..., Any], realm: Any) -> None:
     with pytest.raises(ConfigurationError) as refused:
         cls(realm=realm)
-    assert str(refused.value) == f"{cls.__name__}(realm=...) takes printable ASCII, got {realm!r}"
+    name = getattr(cls, "func", cls).__name__
+    assert str(refused.value) == f"{name}(realm=...) takes printable ASCII, got {realm!r}"
 
 
 # Keys
@@ -364,6 +375,7 @@ def test_the_arguments_of_fastapi_are_taken() -> None:
     common: dict[str, Any] = {"scheme_name": "Mine", "description": "of mine", "auto_error": False}
     helpers = [
         HTTPBearer(bearerFormat="JWT", **common),
+        OAuth2PasswordBearer(tokenUrl="token", scopes={"read": "to read"}, refreshUrl="refresh", **common),
         HTTPBasic(realm="chat", **common),
         APIKeyHeader(name="x-key", **common),
         APIKeyQuery(name="key", **common),

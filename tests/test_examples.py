@@ -716,7 +716,7 @@ def publish_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     ("error", "code", "reason"),
     [
         (RuntimeError("a bug"), 1011, "internal error"),
-        (BrokerError("it has gone"), 1013, "the rooms cannot be reached just now"),
+        (BrokerError("it has gone"), 1013, "try again later"),
     ],
 )
 def test_a_member_whose_handler_raised_has_left(

@@ -1,7 +1,7 @@
 """A socket in a topic."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -11,12 +11,13 @@ from ..log import logger
 from ..messages import encode
 from ..session import Session
 from .backend import Page, sent_as
+from .listeners import Listener
 from .outbox import Frame, Outbox
 from .policies import Joined, Lost, Notice, Policy, same
-from .publication import Order, Position, Publication, envelope_of, payload_of, size_of
+from .publication import Order, Publication, envelope_of, payload_of, size_of
 
 
-class Membership:
+class Membership(Listener):
     """One socket in one topic.
 
     Args:
@@ -34,17 +35,13 @@ class Membership:
         id: Its `id`.
         plain: It takes publications as they are.
         outbox: Its line.
-        joined: What it began with; not set before it has begun.
         newest_until: It is to take the place of others, and has not seen its own order to them yet: until then, or this
             moment, orders of others to do so are older.
     """
 
     __slots__ = (
-        "_after", "_envelope", "_held", "_notice", "_policy", "_strict", "_tally", "_topic", "_transform", "id",
-        "joined", "newest_until", "outbox", "plain", "ws",
+        "_envelope", "_notice", "_policy", "_strict", "_transform", "id", "newest_until", "outbox", "plain", "ws",
     )  # fmt: skip
-
-    joined: Joined
 
     def __init__(
         self,
@@ -58,17 +55,14 @@ class Membership:
         notice: Notice | None,
         strict: bool,
     ) -> None:
+        super().__init__(topic, tally)
         self.ws = ws
         self.id = ws.id
-        self._topic = topic
-        self._tally = tally
         self._policy = policy
         self._transform = transform
         self._envelope = envelope
         self._notice = notice
         self._strict = strict
-        self._held: list[Publication | Lost] | None = []
-        self._after: Position | None = None
         self.plain = False
         self.newest_until = 0.0
         self.outbox = Outbox.of(ws)
@@ -77,52 +71,31 @@ class Membership:
         return f"<Membership of {self.id} in {self._topic!r}>"
 
     def begin(self, page: Page, joined: Joined, *, ahead: bool = False) -> None:
-        """Send what the history has, then what has come since it was asked, and go on with what comes.
+        """As `Listener.begin`, after the frame that tells what it begins with.
 
         Args:
             page: The history.
             joined: What the membership begins with.
             ahead: The history knows more than the topic, which will give it once more.
         """
-        self.joined = joined
         if self._envelope:
             self._send_text(_joined_frame(self._topic, joined))
-        for entry in page.entries:
-            self._pass_on(entry)
-        self._after = page.position
-        held, self._held = self._held or [], None
-        for one in held:
-            if isinstance(one, Lost):
-                self.missed(one.count, one.reason)
-            else:
-                self.take(one)
+        super().begin(page, joined)
         self.plain = not ahead and self._is_plain
 
     @property
     def _is_plain(self) -> bool:
         return not self._envelope and self._transform is None and self._policy.latest is None
 
-    def take(self, publication: Publication) -> None:
-        """A publication has come."""
-        if self._held is not None:
-            self._hold(self._held, publication)
-            return
-        position, after = publication.position, self._after
-        if position is not None and after is not None:
-            if position.epoch == after.epoch and position.offset <= after.offset:
-                return  # it was in the history
-            self._after = None
-            self.plain = self._is_plain
-        self._pass_on(publication)
+    def _is_past_history(self) -> None:
+        self.plain = self._is_plain
 
-    def _hold(self, held: list[Publication | Lost], publication: Publication) -> None:
-        """Keep what comes while the history is read."""
-        held.append(publication)
-        size = sum(one.size for one in held if isinstance(one, Publication))
-        if not self.outbox.fits(size, len(held)):
-            held.clear()
-            self._tally["overflow"] += 1
-            self.outbox.close(1013, "slow consumer")
+    def _is_too_much(self, held: Sequence[Publication | Lost]) -> bool:
+        return not self.outbox.fits(sum(one.size for one in held if isinstance(one, Publication)), len(held))
+
+    def _give_up(self) -> None:
+        self._tally["overflow"] += 1
+        self.outbox.close(1013, "slow consumer")
 
     def _pass_on(self, publication: Publication) -> None:
         if publication.exclude is not None and publication.exclude == self.id:
@@ -173,25 +146,19 @@ class Membership:
 
     # When publications are missing
 
-    def missed(self, count: int | None, reason: str) -> None:
-        """So many publications are missing before the next one."""
-        if self._held is not None:
-            self._held.append(Lost(self._topic, count, reason))
-            return
-        self._tally[reason] += count or 1
+    def _tell(self, lost: Lost) -> None:
         if self._notice is not None:
-            kind, data = self._notice_of(count, reason)
+            kind, data = self._notice_of(lost)
             self.outbox.send(self, kind, data, size_of(data), always=True)
         elif self._strict:
             self.outbox.close(1013, "messages were lost, connect again")
 
     def dropped(self, count: int) -> tuple[str, Any]:
         """Field and content of what is told of publications that were dropped."""
-        return self._notice_of(count, "overflow")
+        return self._notice_of(Lost(self._topic, count, "overflow"))
 
-    def _notice_of(self, count: int | None, reason: str) -> tuple[str, Any]:
+    def _notice_of(self, lost: Lost) -> tuple[str, Any]:
         notice = self._notice or same
-        lost = Lost(self._topic, count, reason)
         try:
             kind, data = payload_of(notice(lost))
         except Exception:  # noqa: BLE001 - it is the user's function

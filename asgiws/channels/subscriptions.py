@@ -1,19 +1,19 @@
 """A loop over what comes in a topic."""
 
 import collections
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
 import anyio
 
 from ..errors import ChannelsError, GapError, SlowSubscriberError
 from ..log import logger
-from .backend import Page
-from .policies import Joined, Lost, Policy
-from .publication import Position, Publication
+from .listeners import Listener
+from .policies import Lost, Policy
+from .publication import Publication
 
 
-class Subscription(AsyncIterator["Publication | Lost"]):
+class Subscription(Listener, AsyncIterator["Publication | Lost"]):
     """What comes in a topic, for a loop: `async for publication in subscription`.
 
     Args:
@@ -24,17 +24,11 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         strict: End where publications are missing that `tells` does not tell of.
         messages: How many publications wait at most.
         size: How many bytes of them.
-
-    Attributes:
-        joined: What it began with; not set before it has begun.
     """
 
     __slots__ = (
-        "_after", "_arrival", "_bytes", "_failure", "_held", "_messages", "_policy", "_queue", "_size", "_strict",
-        "_tally", "_tells", "_topic", "joined",
+        "_arrival", "_bytes", "_failure", "_messages", "_policy", "_queue", "_size", "_strict", "_tells",
     )  # fmt: skip
-
-    joined: Joined
 
     def __init__(
         self,
@@ -47,8 +41,7 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         messages: int,
         size: int,
     ) -> None:
-        self._topic = topic
-        self._tally = tally
+        super().__init__(topic, tally)
         self._policy = policy
         self._tells = tells
         self._strict = strict
@@ -56,52 +49,23 @@ class Subscription(AsyncIterator["Publication | Lost"]):
         self._size = size
         self._bytes = 0
         self._queue: collections.deque[Publication | Lost] = collections.deque()
-        self._held: list[Publication | Lost] | None = []
-        self._after: Position | None = None
         self._arrival: anyio.Event | None = None
         self._failure: ChannelsError | None = None
 
-    def begin(self, page: Page, joined: Joined) -> None:
-        """Give what the history has, then what has come since it was asked, and go on with what comes."""
-        self.joined = joined
-        self._after = page.position
-        held, self._held = self._held or [], None
-        for publication in page.entries:
-            self._put(publication)
-        for one in held:
-            if isinstance(one, Lost):
-                self.missed(one.count, one.reason)
-            else:
-                self.take(one)
+    def _is_too_much(self, held: Sequence[Publication | Lost]) -> bool:
+        return len(held) > self._messages
 
-    def take(self, publication: Publication) -> None:
-        """A publication has come."""
-        if self._held is not None:
-            self._held.append(publication)
-            if len(self._held) > self._messages:
-                self._held.clear()
-                self._end(self._too_slow())
-            return
-        position, after = publication.position, self._after
-        if position is not None and after is not None:
-            if position.epoch == after.epoch and position.offset <= after.offset:
-                return  # it was in the history
-            self._after = None
-        self._put(publication)
+    def _give_up(self) -> None:
+        self._end(self._too_slow())
 
-    def missed(self, count: int | None, reason: str) -> None:
-        """So many publications are missing before the next one."""
-        if self._held is not None:
-            self._held.append(Lost(self._topic, count, reason))
-            return
-        self._tally[reason] += count or 1
+    def _tell(self, lost: Lost) -> None:
         if self._tells:
-            self._queue.append(Lost(self._topic, count, reason))
+            self._queue.append(lost)
             self._wake()
         elif self._strict:
-            self._end(GapError(f"publications in {self._topic!r} are missing ({reason})"))
+            self._end(GapError(f"publications in {self._topic!r} are missing ({lost.reason})"))
 
-    def _put(self, publication: Publication) -> None:
+    def _pass_on(self, publication: Publication) -> None:
         if self._failure is not None:
             return
         if self._policy.latest is not None and publication.kind != "presence":

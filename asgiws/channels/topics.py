@@ -5,31 +5,15 @@ reads what is missing from the history, and goes on; or it tells its members of 
 """
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from .backend import Keep, Page, sent_as
+from .listeners import Listener
 from .members import Membership
 from .publication import Position, Publication
+from .subscriptions import Subscription
 
 MOST_HELD_BACK = 1000
 """How many publications a topic holds back while it reads the history."""
-
-
-class Listener(Protocol):
-    """A member of a topic."""
-
-    def take(self, publication: Publication) -> None:
-        """A publication has come; nobody waits for the member."""
-
-    def missed(self, count: int | None, reason: str) -> None:
-        """So many publications are missing before the next one."""
-
-
-class Follower(Listener, Protocol):
-    """A member of a topic that is no socket."""
-
-    def closed(self) -> None:
-        """The channels were closed."""
 
 
 class Topic:
@@ -61,7 +45,7 @@ class Topic:
         self.keep = keep
         self.tells_presence = tells_presence
         self.sockets: dict[Membership, None] = {}
-        self.others: dict[Follower, None] = {}
+        self.others: dict[Subscription, None] = {}
         self.users = 0
         self.position: Position | None = None
         self.held: list[Publication] | None = []

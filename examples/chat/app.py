@@ -34,7 +34,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from asgiws import App, Cookie, Depends, HTMLResponse, HTTPException, Limits, Response, WebSocket
-from asgiws.channels import BrokerError, Channels, Member, TopicOptions, client_module
+from asgiws.channels import Channels, Member, TopicOptions, client_module
 from asgiws.security import SubprotocolToken
 
 UserName: TypeAlias = Annotated[str, Meta(max_length=24, pattern=r"^\S(.*\S)?\Z")]
@@ -131,12 +131,6 @@ async def chat(
                     await channels.publish(topic, Said(name, text, id, dt.datetime.now(dt.UTC)))
                 case Typing():
                     await channels.publish(typing, IsTyping(name), key=name, exclude=ws)
-
-
-@app.exception_handler(BrokerError)
-async def unreachable(ws: WebSocket, error: BrokerError) -> None:  # noqa: ARG001 - asgiws has logged it
-    """Let the page try again later."""
-    await ws.close(1013, "the rooms cannot be reached just now")
 
 
 # The page, and the files that it loads

@@ -34,10 +34,14 @@ class Listener:
         self.heard.append("closed")
 
 
+def follow(topic: Any, listener: Listener) -> None:
+    topic.others[listener] = None
+
+
 def topic_at(offset: int = 0, *, history: int = 0) -> tuple[Topic, Listener]:
     topic = Topic("t", Keep(history, 60), tells_presence=False)
     listener = Listener()
-    topic.others[listener] = None
+    follow(topic, listener)
     assert not topic.catch_up(Page(Position("e", offset), []))
     return topic, listener
 
@@ -57,7 +61,7 @@ def test_what_follows_is_given() -> None:
 def test_what_came_before_the_position_is_known_is_held_back() -> None:
     topic = Topic("t", Keep(0, 60), tells_presence=False)
     listener = Listener()
-    topic.others[listener] = None
+    follow(topic, listener)
     assert deliver(topic, 2, 3, 4) == [False] * 3
     assert listener.heard == []
     assert not topic.catch_up(Page(Position("e", 3), []))
@@ -259,9 +263,11 @@ async def test_who_leaves_while_it_is_given_does_no_harm() -> None:
     class Leaving(Listener):
         def take(self, publication: Publication) -> None:
             super().take(publication)
-            topic.others.pop(self)
+            others: Any = topic.others
+            del others[self]
 
     leaving, last = Leaving(), Listener()
-    topic.others[leaving] = topic.others[last] = None
+    follow(topic, leaving)
+    follow(topic, last)
     deliver(topic, 1, 2)
     assert (first.heard, leaving.heard, last.heard) == ([1, 2], [1], [1, 2])
