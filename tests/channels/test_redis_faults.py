@@ -3,6 +3,7 @@
 # ruff: noqa: SIM117 - nested where the inner one is what the test is about
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Self
@@ -47,9 +48,11 @@ def anyio_backend() -> str:
 class Workers:
     """Processes that run the same application on the same broker."""
 
-    def __init__(self, url: str, count: int, lease: float) -> None:
+    def __init__(self, url: str | None, count: int, lease: float) -> None:
         self.prefix = fresh()
-        env = {apps.URL: url, apps.PREFIX: self.prefix, apps.LEASE: str(lease)}
+        env = {apps.PREFIX: self.prefix, apps.LEASE: str(lease)}
+        if url is not None:
+            env[apps.URL] = url
         command = uvicorn("tests.channels.apps:app", "--ws-max-queue", "1000")
         self.processes = [ServerProcess(command, env) for _ in range(count)]
 
@@ -223,6 +226,46 @@ def check(got: list[Any], acknowledged: list[int]) -> None:
 def _with(first: int, others: Iterator[int]) -> Iterator[int]:
     yield first
     yield from others
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["on a broker", "in memory"])
+async def test_r16_a_worker_is_stopped_and_its_members_go_on_elsewhere_or_are_told(
+    broker: Valkey, shared: bool
+) -> None:
+    acknowledged: list[int] = []
+
+    async def publish(workers: Workers) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async with workers.connect(0, "publish/room:stop") as ws:
+                for number in itertools.count(1):
+                    await ws.send(str(number))
+                    if "position" in await frame(ws):
+                        acknowledged.append(number)
+
+    with Workers(broker.url if shared else None, 2, lease=5) as workers:
+        async with workers.connect(0, "join/room:stop") as member:
+            got = [await frame(member)]
+            publishing = asyncio.create_task(publish(workers))
+            await until(lambda: len(acknowledged) > 50)
+            workers.processes[0].process.terminate()
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    got.append(await frame(member))
+            assert member.protocol.close_rcvd is not None
+            assert member.protocol.close_rcvd.code == 1012
+            await publishing
+        last = got[-1]["position"]
+        async with (
+            workers.connect(1, f"join/room:stop?since={last}") as again,
+            workers.connect(1, "publish/room:stop") as publisher,
+        ):
+            await publisher.send("the end")
+            joined, *rest = await frames(again, lambda one: one.get("data") == "the end")
+        assert (joined["recovered"], joined.get("reason")) == ((True, None) if shared else (False, "epoch"))
+        numbers = [int(one["data"]) for one in [*got, *rest[:-1]] if one["type"] == "message"]
+        assert numbers == list(range(1, len(numbers) + 1))
+        if shared:
+            assert set(acknowledged) <= set(numbers)
 
 
 async def test_r12_a_worker_is_killed_and_its_members_are_gone_when_their_lease_is(broker: Valkey) -> None:

@@ -211,6 +211,7 @@ async def test_sentinel_by_a_client_of_redis_py() -> None:
             taking(channels, "subscription", "t", lost=True) as taker,
         ):
             await channels.publish("t", 1)
+            await taker.has(lambda items: items == [1])
             master.kill()
             await published(channels, "t", 2)
             assert [one for one in await taker.has(lambda items: 2 in items) if isinstance(one, int)] == [1, 2]
