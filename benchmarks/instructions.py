@@ -22,7 +22,7 @@ from benchmarks.report import Table
 from benchmarks.worker import CONNECT
 
 BASE = "the raw ASGI app"
-SHORT, LONG = 200, 600
+SHORT, LONG = 400, 2800
 """Messages of the two stretches."""
 PATIENCE = 600.0
 MARKS: tuple[Callable[[], int], ...] = (os.getpid, os.getppid)
