@@ -22,8 +22,8 @@ from benchmarks.report import Table
 from benchmarks.worker import CONNECT
 
 BASE = "the raw ASGI app"
-SHORT, LONG = 400, 2800
-"""Messages of the two stretches."""
+MESSAGES, CONNECTIONS = (400, 2800), (200, 600)
+"""How many of them the short and the long stretch have. One look of the watchdog weighs as much as many messages."""
 PATIENCE = 600.0
 MARKS: tuple[Callable[[], int], ...] = (os.getpid, os.getppid)
 """What is called around each stretch: the first time warms up and marks nothing."""
@@ -38,9 +38,9 @@ def stretch(name: str) -> None:
         async with drivers.lifespan(peer.app):
             gc.disable()  # a collection falls into one stretch and not into the other
             for mark in MARKS:
-                for count in (SHORT, LONG):
-                    await drivers.messages(peer.app, "/echo", "hello", count, mark)
-                    await drivers.connections(peer.app, [CONNECT] * count, mark=mark)
+                for messages, connections in zip(MESSAGES, CONNECTIONS, strict=True):
+                    await drivers.messages(peer.app, "/echo", "hello", messages, mark)
+                    await drivers.connections(peer.app, [CONNECT] * connections, mark=mark)
 
     asyncio.run(job())
 
@@ -69,8 +69,10 @@ def count(name: str) -> dict[str, float]:
         totals = [_total(Path(directory, f"out.{number}")) for number in range(1, 9)]
     # Every second dump is a stretch: echo short, connect short, echo long, connect long.
     echo_short, connect_short, echo_long, connect_long = totals[1::2]
-    more = LONG - SHORT
-    return {"echo": (echo_long - echo_short) / more, "connect": (connect_long - connect_short) / more}
+    return {
+        "echo": (echo_long - echo_short) / (MESSAGES[1] - MESSAGES[0]),
+        "connect": (connect_long - connect_short) / (CONNECTIONS[1] - CONNECTIONS[0]),
+    }
 
 
 def _total(dump: Path) -> int:
