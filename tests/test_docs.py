@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from typing import Any
 
@@ -92,3 +93,11 @@ def test_the_two_lines_of_the_readme_are_there() -> None:
 def test_the_links_between_documents_lead_somewhere(document: pathlib.Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+def test_every_extra_that_a_text_names_is_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    files = [*DOCUMENTS, *ROOT.glob("*.md"), *(ROOT / "asgiws").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    named = {name for file in files for name in re.findall(r"asgiws\[(\w+)\]", file.read_text("utf-8"))}
+    assert named >= {"redis", "server", "testing"}
+    assert named <= project["optional-dependencies"].keys()

@@ -9,7 +9,7 @@ import anyio.lowlevel
 
 from ..types import RawHeaders, Scope
 from .conversation import GRACE
-from .errors import ClientDisconnectedError, ServerChokedError, StuckError
+from .errors import ServerChokedError, StuckError
 from .running import Running
 from .servers import Event
 from .shapes import Shape
@@ -88,9 +88,7 @@ class Exchange:
             self._unread += len(chunk)
 
     def _refuse(self) -> None:
-        """What a server does with an event when the client has gone."""
-        if self._shape.gone == "oserror":
-            raise ClientDisconnectedError
+        """What a server does with an event when the client has gone: unlike with a WebSocket, all real ones drop it."""
         if self._shape.gone == "runtimeerror":
             raise RuntimeError("Cannot call send once the client has gone")
 
@@ -116,12 +114,7 @@ class Exchange:
             StuckError: It did not answer in time.
         """
         self._running.start()
-        try:
-            await self._until(lambda: self._start is not None, "no answer")
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._running.stop(GRACE)
-            raise
+        await self._until(lambda: self._start is not None, "no answer")
         if self._start is None:
             self._start = {"status": 500, "headers": [(b"content-type", b"text/plain; charset=utf-8")]}
             self._chunks.append(b"Internal Server Error")
@@ -161,13 +154,20 @@ class Exchange:
         self._raise_problem()
 
     async def _until(self, condition: Callable[[], object], missing: str) -> None:
-        with anyio.move_on_after(self._timeout):
-            while not condition() and not self._running.ended:
-                await self._news.wait()
-        if not condition():
-            self._raise_problem()
-            if not self._running.ended:
-                raise StuckError(f"{missing} within {self._timeout:g} s;{self._place()}")
+        """Wait for something of the application; it is stopped if that does not come, or the test is cancelled."""
+        try:
+            with anyio.move_on_after(self._timeout):
+                while not condition() and not self._running.ended:
+                    await self._news.wait()
+            if not condition():
+                self._raise_problem()
+                if not self._running.ended:
+                    raise StuckError(f"{missing} within {self._timeout:g} s;{self._place()}")
+        except BaseException:
+            self._gone = True  # this is told, and nothing that comes of it
+            with anyio.CancelScope(shield=True):
+                await self._running.stop(GRACE)
+            raise
 
     def _raise_problem(self) -> None:
         if self._raises and self._running.error is not None:
