@@ -162,7 +162,7 @@ class Exchange:
             if not condition():
                 self._raise_problem()
                 if not self._running.ended:
-                    raise StuckError(f"{missing} within {self._timeout:g} s;{self._place()}")
+                    raise StuckError(f"{missing} within {self._timeout:g} s;{self._place()}")  # noqa: TRY301 - so it is told in one place
         except BaseException:
             self._gone = True  # this is told, and nothing that comes of it
             with anyio.CancelScope(shield=True):
