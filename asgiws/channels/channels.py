@@ -238,12 +238,7 @@ class Channels(Hub):
                 joined = msgspec.structs.replace(joined, present=await self.presence(topic))
             await member.outbox.room_for(sum(entry.size for entry in page.entries), len(page.entries) + 1)
             member.begin(page, joined, ahead=page.position != used.position)
-            async with contextlib.AsyncExitStack() as stack:
-                if presence is not None:
-                    options = self._options_of(topic)
-                    await stack.enter_async_context(
-                        self._presence.of(ws, topic, presence, options, self._message_bytes)
-                    )
+            async with self._present(ws, topic, presence):
                 try:
                     yield joined
                 finally:  # before it is told that it has left
@@ -323,6 +318,11 @@ class Channels(Hub):
         return page, Joined(_before(page), None if since is None else False, reason)
 
     # Who is there
+
+    def _present(self, ws: Session, topic: str, member: Member | None) -> contextlib.AbstractAsyncContextManager[None]:
+        if member is None:
+            return contextlib.nullcontext()
+        return self._presence.of(ws, topic, member, self._options_of(topic), self._message_bytes)
 
     async def presence(self, topic: str) -> list[Member]:
         """Who is present in a topic, in all processes.
